@@ -1,0 +1,1 @@
+"""Shared memory: regions, lanes, boards and doorbells, each word with one writer and its argument in prose."""

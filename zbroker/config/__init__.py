@@ -1,0 +1,1 @@
+"""Settings: what they are (`schema`), where they come from (`load`), ready sets of them (`presets`)."""
