@@ -4,7 +4,7 @@ Guarantees: an error that a broker reports has a number (`code`), and `error_for
 error keeps its type across processes. Numbers below 1000 and class names are Kafka's (Kafka's `Errors.java`,
 kafka-python's `kafka.errors`); zbroker's own begin at 1000. A number never changes its meaning.
 
-`retriable` says that the same call may succeed later; `fatal` says that the object that raised it cannot be used any more.
+`retriable` says that the same call may succeed later; `fatal` says that the object that raised it cannot be used again.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class BrokerNotAvailableError(BrokerError):
     hint = "zbroker serve starts a broker; bootstrap_servers or ZBROKER_BOOTSTRAP_SERVERS says where it is"
 
 
-class TimeoutError_(BrokerError, builtins.TimeoutError):
+class TimeoutError_(BrokerError, builtins.TimeoutError):  # noqa: N801, N818 - the built-in's name, kept apart from it
     """The call did not finish within its time."""
 
     code = 1007
@@ -290,7 +290,7 @@ class TimeoutError_(BrokerError, builtins.TimeoutError):
 
 
 class ConfigError(ValueError):
-    """A setting is unknown, has the wrong type, or is out of its range. The message names it and the nearest known one."""
+    """A setting is unknown, of the wrong type, or out of its range. The message names it and the nearest known one."""
 
 
 class BufferFullError(BufferError):

@@ -128,7 +128,8 @@ def open_pidfd(incarnation: int) -> int | None:
 def check_topic_name(name: str) -> None:
     """Raise InvalidTopicError unless `name` may name a topic (Kafka's `Topic.validate`)."""
     if not _TOPIC_NAME.match(name) or name in (".", ".."):
-        raise InvalidTopicError(f"{name!r:.300} is not a topic name: 1 to {TOPIC_NAME_MAX} of [a-zA-Z0-9._-], not '.' or '..'")
+        rule = f"1 to {TOPIC_NAME_MAX} of [a-zA-Z0-9._-], not '.' or '..'"
+        raise InvalidTopicError(f"{name[:300]!r} is not a topic name: {rule}")
 
 
 def collision_key(name: str) -> str:

@@ -12,27 +12,22 @@ from msgspec import Meta, Struct, field
 
 FOREVER = -1  # retention and flush: no limit
 
-Count = Annotated[int, Meta(ge=1)]
-CountOrZero = Annotated[int, Meta(ge=0)]
-DurationMs = Annotated[int, Meta(ge=1)]
-OptionalMs = Annotated[int, Meta(ge=FOREVER)]
-SizeBytes = Annotated[int, Meta(ge=1)]
 MIB = 1 << 20
 
 
-def doc(text: str, **bounds: int) -> Meta:
-    """A setting's meaning, as `zbroker config explain` prints it."""
-    return Meta(description=text, **bounds)  # type: ignore[arg-type]
+def doc(text: str, *, ge: int | None = None, le: int | None = None) -> Meta:
+    """A setting's meaning, as `zbroker config explain` prints it, and its bounds."""
+    return Meta(description=text, ge=ge, le=le)
 
 
 class TopicConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Settings of one topic. Kafka's names with '_' for '.'; `topics create --config` takes either form."""
 
-    segment_bytes: Annotated[int, doc("a segment is rolled before it would grow past this", ge=4096, le=1 << 31)] = 1 << 30
+    segment_bytes: Annotated[int, doc("a segment rolls before it would grow past this", ge=4096, le=1 << 31)] = 1 << 30
     segment_ms: Annotated[int, doc("a segment is rolled when its first record is older than this", ge=1)] = 604_800_000
     index_interval_bytes: Annotated[int, doc("bytes of log between two index entries", ge=64)] = 4096
     retention_ms: Annotated[int, doc("segments older than this are deleted; -1: never", ge=-1)] = 604_800_000
-    retention_bytes: Annotated[int, doc("oldest segments are deleted while a partition is larger; -1: never", ge=-1)] = -1
+    retention_bytes: Annotated[int, doc("oldest segments go while a partition is larger; -1: never", ge=-1)] = -1
     flush_messages: Annotated[int, doc("fdatasync after this many records; -1: never", ge=-1)] = -1
     flush_ms: Annotated[int, doc("fdatasync at the latest after this; -1: never", ge=-1)] = -1
     max_message_bytes: Annotated[int, doc("largest batch accepted", ge=64, le=16 * MIB)] = MIB
@@ -75,6 +70,7 @@ class ReplicasSection(Struct, forbid_unknown_fields=True, kw_only=True):
 class NetworkSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """[network]"""
 
+    io_threads: Annotated[int, doc("ZeroMQ I/O threads of the router", ge=1, le=64)] = 1
     tcp_listen: Annotated[str, doc("tcp endpoint for clients, such as tcp://127.0.0.1:9190; '': off")] = ""
     tcp_unauthenticated_loopback: Annotated[
         bool, doc("allow tcp_listen on a loopback address although it cannot tell users apart")
@@ -93,7 +89,7 @@ class LimitsSection(Struct, forbid_unknown_fields=True, kw_only=True):
     partitions_per_topic_max: Annotated[int, doc("partitions of a topic", ge=1, le=100_000)] = 10_000
     partitions_per_process_max: Annotated[int, doc("partitions that one process can lead", ge=1, le=65_536)] = 4096
     lane_bytes_max: Annotated[int, doc("largest lane", ge=64 << 10, le=64 * MIB)] = 16 * MIB
-    lane_bytes_total_max: Annotated[int, doc("all lanes of a worker; beyond it clients send messages", ge=0)] = 256 * MIB
+    lane_bytes_total_max: Annotated[int, doc("all lanes of a worker; beyond it, messages", ge=0)] = 256 * MIB
     open_segments_max: Annotated[int, doc("segment files a process keeps open", ge=8)] = 512
     fetch_max_bytes: Annotated[int, doc("record bytes of one fetch answer", ge=1024, le=256 * MIB)] = 8 * MIB
 
@@ -111,7 +107,7 @@ class SupervisorSection(Struct, forbid_unknown_fields=True, kw_only=True):
 class StorageSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """[storage]"""
 
-    disk_free_min_bytes: Annotated[int, doc("produce is refused while the disk has less room than this", ge=0)] = 16 * MIB
+    disk_free_min_bytes: Annotated[int, doc("produce is refused while the disk has less room", ge=0)] = 16 * MIB
     retention_check_interval_ms: Annotated[int, doc("how often retention looks for old segments", ge=10)] = 5_000
     high_watermark_checkpoint_interval_ms: Annotated[int, doc("how often high watermarks are saved", ge=10)] = 5_000
 
