@@ -1,0 +1,42 @@
+# The two commands of the README: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= $(shell command -v python3.13 >/dev/null 2>&1 && python3.13 -c '' 2>/dev/null && echo python3.13 || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc)
+
+.PHONY: help install demo test lint types unit system bench clean
+
+help: ## show the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zbroker needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+install: $(BIN)/.ready ## make .venv with zbroker and its development tools
+
+demo: $(BIN)/.ready ## start a broker in a temporary directory, run the main job, print a report, clean up
+	$(BIN)/zbroker demo
+
+test: lint types unit system ## every check and test; .ci/run calls this
+
+lint: $(BIN)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.ready
+	$(BIN)/mypy
+
+unit: $(BIN)/.ready ## tests that start no broker
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests --ignore=tests/system --ignore=tests/fault
+
+system: $(BIN)/.ready ## tests with real processes and faults
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/system tests/fault
+
+bench: $(BIN)/.ready ## the short benchmarks; results in bench/results
+	$(BIN)/python -m bench
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
