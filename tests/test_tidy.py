@@ -24,7 +24,7 @@ LAYERS = (
     ("wire", "storage", "shm"),
     ("core",),
     ("transport",),
-    ("client", "dump"),
+    ("client", "dump", "doctor"),
     ("aio", "patterns", "check"),
     ("workers",),
     ("testing",),

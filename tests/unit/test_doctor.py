@@ -1,0 +1,102 @@
+"""Each rule of the doctor, provoked, and the fix that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zbroker.config.load import load
+from zbroker.config.paths import paths_for
+from zbroker.config.presets import PRESETS
+from zbroker.config.schema import MIB, ServerConfig
+from zbroker.doctor import host, settings
+from zbroker.doctor.findings import Finding, Level
+from zbroker.ids import own_incarnation
+
+HERE = Path("/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("finding", "level", "fix"),
+    [
+        (host.open_files(1024, 512), Level.FAIL, "LimitNOFILE"),
+        (host.open_files(1024, 4096), Level.WARN, "LimitNOFILE"),
+        (host.open_files(1024, 1 << 20), Level.PASS, ""),
+        (host.shared_memory(8 * MIB, MIB), Level.FAIL, "shm-size"),
+        (host.shared_memory(64 * MIB, 256 * MIB), Level.WARN, "limits.lane_bytes_total_max"),
+        (host.shared_memory(1024 * MIB, 256 * MIB), Level.PASS, ""),
+        (host.clock_source("hpet"), Level.WARN, "tsc"),
+        (host.clock_source("tsc"), Level.PASS, ""),
+        (host.file_system("nfs4", HERE), Level.FAIL, "--data-dir"),
+        (host.file_system("tmpfs", HERE), Level.WARN, "--data-dir"),
+        (host.file_system("ext4", HERE), Level.PASS, ""),
+        (host.disk_room(MIB, 16 * MIB, HERE), Level.FAIL, "retention.ms"),
+        (host.disk_room(32 * MIB, 16 * MIB, HERE), Level.WARN, "retention.ms"),
+        (host.disk_room(1024 * MIB, 16 * MIB, HERE), Level.PASS, ""),
+        (host.mappings(1000), Level.WARN, "vm.max_map_count"),
+        (host.leftovers(2, HERE), Level.WARN, "zbroker serve"),
+        (host.versions((3, 11, 7), (4, 3, 4)), Level.FAIL, "pyzmq"),
+        (host.versions((3, 11, 7), (4, 3, 5)), Level.PASS, ""),
+        (host.cores(2, 16), Level.WARN, "workers.count"),
+    ],
+)
+def test_a_host_rule_names_its_fix(finding: Finding, level: Level, fix: str) -> None:
+    assert finding.level is level
+    assert fix in finding.fix
+    assert bool(finding.fix) == (level is not Level.PASS)
+
+
+def config_with(*overrides: str) -> ServerConfig:
+    return load(environment={}, overrides=overrides).config
+
+
+def test_rule_3_frequent_rebalances_are_traced_to_max_poll_interval_ms() -> None:
+    config = ServerConfig()
+    assert settings.rebalances(config).level is Level.PASS
+    config.client.consumer = {"max_poll_interval_ms": 20_000, "session_timeout_ms": 10_000}
+    assert settings.rebalances(config).level is Level.WARN
+    config.client.consumer = {"max_poll_interval_ms": 5_000}
+    assert settings.rebalances(config).level is Level.FAIL
+    assert "max_poll_interval_ms" in settings.rebalances(config).fix
+
+
+def test_rule_4_data_loss_is_traced_to_acks() -> None:
+    config = ServerConfig()
+    assert settings.acknowledgements(config).level is Level.PASS
+    config.client.producer = {"acks": 0}
+    assert settings.acknowledgements(config).level is Level.FAIL
+    config.client.producer = {"acks": 1}
+    assert settings.acknowledgements(config).level is Level.PASS
+    config.replicas.count = 2
+    assert settings.acknowledgements(config).level is Level.WARN
+    assert "acks" in settings.acknowledgements(config).fix
+
+
+def test_rule_5_disk_load_is_traced_to_the_flush_interval() -> None:
+    assert settings.flushes(ServerConfig()).level is Level.PASS
+    assert settings.flushes(config_with("topics.flush_messages=10000")).level is Level.PASS
+    for override in ("topics.flush_messages=10", "topics.flush_ms=5"):
+        finding = settings.flushes(config_with(override))
+        assert finding.level is Level.WARN
+        assert "topics.flush_" in finding.fix
+
+
+def test_the_no_loss_preset_passes_the_rule_against_loss() -> None:
+    config = load(environment={}, preset=PRESETS["no-loss"]).config
+    assert settings.acknowledgements(config).level is Level.PASS
+
+
+def test_boards_of_dead_processes_are_leftovers(tmp_path: Path) -> None:
+    own = own_incarnation()
+    (tmp_path / f"router.{own:016x}.board").touch()
+    (tmp_path / f"worker-0.{own + (1 << 30):016x}.board").touch()
+    assert [path.name for path in host.dead_boards(tmp_path)] == [f"worker-0.{own + (1 << 30):016x}.board"]
+
+
+def test_every_rule_answers_on_this_host(tmp_path: Path) -> None:
+    config = ServerConfig()
+    config.broker.data_dir = str(tmp_path)
+    findings = host.examine_host(config, paths_for(config), (4, 3, 5)) + settings.examine_settings(config)
+    assert len({finding.rule for finding in findings}) == len(findings) == 12
+    assert host.file_system_of(tmp_path)

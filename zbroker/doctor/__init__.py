@@ -1,0 +1,1 @@
+"""What may hurt a broker on this host, with the fix for each: rules that only read."""
