@@ -11,7 +11,7 @@ FLUSH_MIN_MS = 100
 
 
 def rebalances(config: ServerConfig) -> Finding:
-    """S-195: a consumer that works longer than max_poll_interval_ms is thrown out, comes back, and is thrown out again."""
+    """S-195: a consumer that works longer than max_poll_interval_ms is thrown out, again and again."""
     consumer = config.client.consumer
     poll_ms = _number(consumer.get("max_poll_interval_ms"), 300_000)
     session_ms = _number(consumer.get("session_timeout_ms"), 45_000)
@@ -25,7 +25,7 @@ def rebalances(config: ServerConfig) -> Finding:
 
 
 def acknowledgements(config: ServerConfig) -> Finding:
-    """S-196: with acks=0 a record is lost with its leader, and nobody hears of it; with acks=1 its copies are no help."""
+    """S-196: with acks=0 a record is lost with its leader, and nobody hears of it; acks=1 makes no use of copies."""
     acks = str(config.client.producer.get("acks", "all"))
     if acks == "0":
         return failed("acknowledgements", "producers send with acks=0", "client.producer.acks = 'all'")
