@@ -1,0 +1,107 @@
+"""How a benchmark runs: rounds of all contenders in turn, best and median of them, and where it was run.
+
+One run compares: the contenders take turns (A B C A B C), so that a slow minute of a shared machine meets all of them.
+Rates are the best round's, because noise only ever takes away; latencies are the median round's.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Contender = Callable[[], dict[str, float]]
+
+
+def run_rounds(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Run every contender once a round; give each one's figures, round by round."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, run in contenders.items():
+            gc.collect()
+            figures = run()
+            found[name].append(figures)
+            shown = "  ".join(f"{key} {value:,.3g}" for key, value in figures.items())
+            print(f"round {number + 1}/{rounds}  {name:<28} {shown}", file=sys.stderr, flush=True)
+    return found
+
+
+def best(rounds: list[dict[str, float]], key: str) -> float:
+    """The largest figure of a rate."""
+    return max(figures[key] for figures in rounds)
+
+
+def median(rounds: list[dict[str, float]], key: str) -> float:
+    """The median figure of a latency."""
+    return statistics.median(figures[key] for figures in rounds)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent
+    head = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def save(name: str, command: str, rows: list[dict[str, Any]]) -> Path:
+    """Write results/NAME.json: the command, the machine, and a row for each figure; give its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1) + "\n")
+    return path
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print rows of one shape as a table with right-aligned numbers."""
+    if not rows:
+        return
+    columns = list(rows[0])
+    text = [[_cell(row[column]) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(line[index]) for line in text)) for index, column in enumerate(columns)]
+    print("  ".join(column.ljust(width) for column, width in zip(columns, widths, strict=True)))
+    for row, line in zip(rows, text, strict=True):
+        cells = (
+            cell.rjust(width) if isinstance(row[column], int | float) else cell.ljust(width)
+            for column, cell, width in zip(columns, line, widths, strict=True)
+        )
+        print("  ".join(cells))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
