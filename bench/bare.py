@@ -65,13 +65,16 @@ def mapped_scan(paths: list[Path]) -> dict[str, float]:
     records = size_bytes = 0
     started_s = time.perf_counter()
     for path in paths:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-            with memoryview(mapped) as view:
-                for position, header in batches_in(view):
-                    with view[position + 21 : position + header.size_bytes] as covered:
-                        assert crc32c(covered) == header.crc
-                    records += header.record_count
-                    size_bytes += header.size_bytes
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
+            for position, header in batches_in(view):
+                with view[position + 21 : position + header.size_bytes] as covered:
+                    assert crc32c(covered) == header.crc
+                records += header.record_count
+                size_bytes += header.size_bytes
     spent_s = time.perf_counter() - started_s
     return {"records_per_s": records / spent_s, "mb_per_s": size_bytes / spent_s / 1e6}
 

@@ -67,14 +67,13 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
+    changes = _git("status", "--porcelain", "-uno")
+    return _git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+
+
+def _git(*words: str) -> str:
     root = Path(__file__).resolve().parent
-    head = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def save(name: str, command: str, rows: list[dict[str, Any]]) -> Path:
