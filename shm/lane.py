@@ -27,9 +27,8 @@ from zbroker.shm import layout, region
 from zbroker.shm.fence import WEAK_ORDER, fence
 
 _SMALL_MESSAGE_BYTES: Final = 4096  # Below this one join and one store beat a store for each frame.
-_PADS: Final = (b"", b"\0" * 1, b"\0" * 2, b"\0" * 3, b"\0" * 4, b"\0" * 5, b"\0" * 6, b"\0" * 7)
-_TWO_WORDS: Final = struct.Struct("<II")
-_PAD_BYTES: Final = layout.PAD_MARKER.to_bytes(4, "little")
+_PADS: Final = tuple(b"\0" * (-length & 7) for length in range(8))  # By the low bits of the length they complete.
+_LOW: Final = 0xFFFF_FFFF
 # By the number of frames: total, frames, each length, and padding to 8 where that number is odd.
 _HEADERS: Final = tuple(struct.Struct(f"<{2 + n}I{4 * (n & 1)}x") for n in range(layout.FRAMES_MAX + 1))
 _HEADER_BYTES: Final = tuple(header.size for header in _HEADERS)
@@ -82,44 +81,40 @@ class Ring:
         Raises MessageSizeTooLargeError for a message that never fits. The caller rings the reader's bell afterwards.
         """
         assert self._is_writer, "only the writer's side writes"
-        lengths = list(map(len, frames))
-        count = len(lengths)
+        count = len(frames)
         if count > layout.FRAMES_MAX:
             raise MessageSizeTooLargeError(f"{count} frames, at most {layout.FRAMES_MAX} fit into a message")
-        total = _HEADER_BYTES[count] + sum(lengths) + sum([-length & 7 for length in lengths])
+        lengths = []
+        total = _HEADER_BYTES[count]
+        parts: list[Frame] = [b""]
+        for frame in frames:
+            length = len(frame)
+            lengths.append(length)
+            parts += (frame, _PADS[length & 7])
+            total += length + 7 & ~7
         if total > self.message_bytes_max:
             raise MessageSizeTooLargeError(f"a message of {total} bytes; this lane takes {self.message_bytes_max}")
-        head = self._head
-        capacity = self._capacity
+        head, capacity = self._head, self._capacity
         place = head % capacity
         skip = capacity - place if place + total > capacity else 0
         if head + skip + total - self._tail > capacity and not self._has_room(skip + total):
             return False
         at = self._base + place
         if skip:
-            self._bytes[at : at + 4] = _PAD_BYTES
+            self._u64[at >> 3] = layout.PAD_MARKER
             at = self._base
-        header = _HEADERS[count].pack(total, count, *lengths)
+        parts[0] = _HEADERS[count].pack(total, count, *lengths)
         if total <= _SMALL_MESSAGE_BYTES:
-            parts: list[Frame] = [header]
-            for frame, length in zip(frames, lengths, strict=True):
-                parts += (frame, _PADS[-length & 7])
             self._bytes[at : at + total] = b"".join(parts)
         else:
-            self._store_frames(at, header, frames, lengths)
+            for part in parts:
+                self._bytes[at : at + len(part)] = part
+                at += len(part)
         if WEAK_ORDER:
             fence()
         self._head = head = head + skip + total
         self._u64[self._head_index] = head
         return True
-
-    def _store_frames(self, at: int, header: bytes, frames: Sequence[Frame], lengths: Sequence[int]) -> None:
-        into = self._bytes
-        into[at : at + len(header)] = header
-        at += len(header)
-        for frame, length in zip(frames, lengths, strict=True):
-            into[at : at + length] = frame
-            at += length + 7 & ~7
 
     def _has_room(self, needed: int) -> bool:
         tail = self._u64[self._tail_index]
@@ -145,10 +140,8 @@ class Ring:
         found = self._next_message()
         if found is None:
             return None
-        at, total = found
-        private = bytearray(self._bytes[at : at + total])
-        # The bytes may have changed since the first look at the total: from here on only the copy counts.
-        frames = _split(memoryview(private), total)
+        at, end, lengths = found
+        frames = _cut(memoryview(bytearray(self._bytes[at:end])), 0, lengths)
         self.consume()
         return frames
 
@@ -159,10 +152,7 @@ class Ring:
         views before the lane is closed.
         """
         found = self._next_message()
-        if found is None:
-            return None
-        at, total = found
-        return _split(self._bytes[at : at + total], total)
+        return None if found is None else _cut(self._bytes, found[0], found[2])
 
     def consume(self) -> None:
         """Give back the room of the message that `peek` showed. Its views must not be used afterwards."""
@@ -172,8 +162,11 @@ class Ring:
         self._tail = tail = self._next_tail
         self._u64[self._tail_index] = tail
 
-    def _next_message(self) -> tuple[int, int] | None:
-        """(place in the region, total) of the next message, checked against the ring's bounds."""
+    def _next_message(self) -> tuple[int, int, Sequence[int]] | None:
+        """(first frame's place in the region, end, lengths), all checked against the ring's bounds; None without one.
+
+        Every number is loaded once: what is checked here is what is used later.
+        """
         assert not self._is_writer, "only the reader's side reads"
         tail = self._tail
         head = self._u64[self._head_index]
@@ -185,35 +178,38 @@ class Ring:
             fence()
         place = tail % self._capacity
         at = self._base + place
-        total, _ = _TWO_WORDS.unpack(self._bytes[at : at + 8])
-        if total == layout.PAD_MARKER:
+        word = self._u64[at >> 3]
+        if word & _LOW == layout.PAD_MARKER:
             tail += self._capacity - place
             if tail >= head or place == 0:
-                raise InvalidRequestError("a ring ends with a pad marker")
+                raise InvalidRequestError("the ring's writer stored a pad marker and nothing after it")
             place, at = 0, self._base
-            total, _ = _TWO_WORDS.unpack(self._bytes[at : at + 8])
-        if total & 7 or not 8 <= total <= head - tail or place + total > self._capacity:
+            word = self._u64[at >> 3]
+        total, count = word & _LOW, word >> 32
+        if count > layout.FRAMES_MAX:
+            raise InvalidRequestError(f"a ring message of {count} frames")
+        header_bytes = _HEADER_BYTES[count]
+        if total & 7 or not header_bytes <= total <= head - tail or place + total > self._capacity:
             raise InvalidRequestError(f"a ring message of {total} bytes where {head - tail} are readable")
+        if count == 2:
+            word = self._u64[(at >> 3) + 1]
+            lengths: Sequence[int] = (word & _LOW, word >> 32)
+        else:
+            lengths = _HEADERS[count].unpack(self._bytes[at : at + header_bytes])[2:]
+        needed = header_bytes
+        for length in lengths:
+            needed += length + 7 & ~7
+        if needed != total:
+            raise InvalidRequestError(f"a ring message of {total} bytes whose frames make {needed}")
         self._next_tail = tail + total
-        return at, total
+        return at + header_bytes, at + total, lengths
 
 
-def _split(message: memoryview, total: int) -> list[memoryview]:
-    """The frames of a message whose total was checked; the lengths inside it are read once and checked here."""
-    total_again, count = _TWO_WORDS.unpack(message[:8])
-    if total_again != total or count > layout.FRAMES_MAX or _HEADER_BYTES[count] > total:
-        raise InvalidRequestError(f"a ring message of {total} bytes says {count} frames in {total_again} bytes")
-    at = _HEADER_BYTES[count]
-    lengths = _HEADERS[count].unpack(message[:at])[2:]
+def _cut(view: memoryview, at: int, lengths: Sequence[int]) -> list[memoryview]:
     frames = []
     for length in lengths:
-        end = at + length
-        if end > total:
-            raise InvalidRequestError(f"a frame of {length} bytes at {at} in a message of {total}")
-        frames.append(message[at:end])
-        at = end + 7 & ~7
-    if at != total:
-        raise InvalidRequestError(f"a message of {total} bytes with frames that end at {at}")
+        frames.append(view[at : at + length])
+        at += length + 7 & ~7
     return frames
 
 
