@@ -1,1 +1,1 @@
-"""."""
+"""The record batch: one layout in shared memory, on the wire and on disk."""

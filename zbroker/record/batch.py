@@ -1,0 +1,112 @@
+"""Read, check and stamp record batches without looking at their records.
+
+Guarantees: nothing here decodes or decompresses a body, so the cost of a batch is its CRC and a constant. Every length
+is checked against the bytes at hand before it is used.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from zbroker.errors import CorruptRecordError, MessageSizeTooLargeError, RecordListTooLargeError
+from zbroker.record.crc import ReadableBuffer, crc32c
+from zbroker.record.layout import (
+    HEADER,
+    HEADER_BYTES,
+    LOG_APPEND_TIME,
+    LOG_OVERHEAD,
+    MAGIC_COLUMNS,
+    MAGIC_ROWS,
+    POSITION_ATTRIBUTES,
+    POSITION_CRC,
+    POSITION_EPOCH,
+    POSITION_MAX_TIMESTAMP,
+    BatchHeader,
+)
+
+_I64 = struct.Struct(">q")
+_I32 = struct.Struct(">i")
+_U32 = struct.Struct(">I")
+_I16 = struct.Struct(">h")
+_unpack_header = HEADER.unpack_from
+_make_header = BatchHeader._make
+_MAGICS = (MAGIC_COLUMNS, MAGIC_ROWS)
+
+
+def read_header(view: ReadableBuffer, position: int = 0) -> BatchHeader:
+    """Decode the header at `position`. Raises CorruptRecordError when fewer than 61 bytes are left."""
+    try:
+        return _make_header(_unpack_header(view, position))
+    except struct.error as error:
+        raise CorruptRecordError(f"a batch header needs {HEADER_BYTES} bytes at position {position}") from error
+
+
+def check_batch(view: ReadableBuffer, *, size_bytes_max: int, records_max: int) -> BatchHeader:
+    """Check that `view` is exactly one whole batch, and give its header.
+
+    Checked: size, magic, lengths, counts, CRC. Raises MessageSizeTooLargeError, RecordListTooLargeError or
+    CorruptRecordError. `base_offset` and `leader_epoch` are not covered: the broker sets them.
+    """
+    size_bytes = len(view)
+    if size_bytes > size_bytes_max:
+        raise MessageSizeTooLargeError(f"a batch of {size_bytes} bytes; at most {size_bytes_max} are accepted")
+    header = read_header(view)
+    if header.magic not in _MAGICS:
+        raise CorruptRecordError(
+            f"batch magic {header.magic}; {MAGIC_ROWS} (rows) and {MAGIC_COLUMNS} (columns) are known"
+        )
+    if header.batch_length + LOG_OVERHEAD != size_bytes:
+        raise CorruptRecordError(f"the batch says {header.batch_length + LOG_OVERHEAD} bytes, {size_bytes} came")
+    if header.record_count > records_max:
+        raise RecordListTooLargeError(f"a batch of {header.record_count} records; at most {records_max} are accepted")
+    if header.record_count < 1 or header.last_offset_delta != header.record_count - 1:
+        raise CorruptRecordError(f"{header.record_count} records, but the last offset is {header.last_offset_delta}")
+    if not crc_matches(view, 0, header):
+        raise CorruptRecordError("the batch's CRC does not match its bytes")
+    return header
+
+
+def crc_matches(view: ReadableBuffer, position: int, header: BatchHeader) -> bool:
+    """Whether the batch at `position` has the CRC that its header says. The whole batch must be in `view`."""
+    covered = memoryview(view)[position + POSITION_ATTRIBUTES : position + header.size_bytes]
+    try:
+        return crc32c(covered) == header.crc
+    finally:
+        covered.release()
+
+
+def stamp(batch: bytearray | memoryview, base_offset: int, leader_epoch: int) -> None:
+    """Write base offset and leader epoch into a batch of the caller's own, in place. The CRC does not cover them."""
+    _I64.pack_into(batch, 0, base_offset)
+    _I32.pack_into(batch, POSITION_EPOCH, leader_epoch)
+
+
+def stamp_append_time(batch: bytearray, wall_ms: int) -> None:
+    """Make the broker's time the time of every record of the batch, and compute its CRC anew."""
+    attributes = _I16.unpack_from(batch, POSITION_ATTRIBUTES)[0]
+    _I16.pack_into(batch, POSITION_ATTRIBUTES, attributes | LOG_APPEND_TIME)
+    _I64.pack_into(batch, POSITION_MAX_TIMESTAMP, wall_ms)
+    write_crc(batch)
+
+
+def write_crc(batch: bytearray) -> None:
+    """Compute the CRC of a finished batch and write it into its header."""
+    covered = memoryview(batch)[POSITION_ATTRIBUTES:]
+    crc = crc32c(covered)
+    covered.release()
+    _U32.pack_into(batch, POSITION_CRC, crc)
+
+
+def batches_in(view: ReadableBuffer, position: int = 0) -> Iterator[tuple[int, BatchHeader]]:
+    """The whole batches from `position` on, as (position, header), up to zeros or a part of a batch; CRCs unchecked."""
+    end = len(view)
+    while position + HEADER_BYTES <= end:
+        header = _make_header(_unpack_header(view, position))
+        if header.magic not in _MAGICS or header.batch_length < HEADER_BYTES - LOG_OVERHEAD:
+            return
+        following = position + header.batch_length + LOG_OVERHEAD
+        if following > end:
+            return
+        yield position, header
+        position = following

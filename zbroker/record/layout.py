@@ -1,0 +1,135 @@
+"""Where every byte of a record batch lies.
+
+The header is Kafka's RecordBatch v2 (KIP-98, `DefaultRecordBatch`), big-endian, 61 bytes. The CRC covers everything
+after its own field; `base_offset` and `leader_epoch` lie before it, so a broker stamps them without touching it.
+
+     0 base_offset i64 | 8 batch_length i32 | 12 leader_epoch i32 | 16 magic i8 | 17 crc u32 | 21 attributes i16
+    23 last_offset_delta i32 | 27 base_timestamp i64 | 35 max_timestamp i64 | 43 producer_id i64 | 51 producer_epoch i16
+    53 base_sequence i32 | 57 record_count i32 | 61 ...
+
+    batch_length counts from byte 12.      attributes: bits 0-2 compression (0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd),
+    crc is CRC-32C.                        3 timestamp type (1: LogAppendTime), 4 transactional, 5 control.
+
+Magic 2: Kafka's rows follow at byte 61 (`rows.py`). Magic 67: columns, little-endian, the batch a multiple of 8 bytes:
+
+    61 column flags u8 | 62 zero u16 | 64 body
+
+    flags: 1 keys  2 null values  4 null keys  8 timestamps  16 headers
+
+    body, every array at a multiple of 8 from byte 64, n = record_count:
+
+      value_ends    u32[n]   end of each value in the value blob; the first begins at 0
+      key_ends      u32[n]   only with flag 1
+      value_nulls   ceil(n/8) bytes, bit i of byte i/8 (lowest first) set: value i is null; only with flag 2
+      key_nulls     the same for keys; only with flag 4
+      timestamps    i64[n]   milliseconds; only with flag 8, else every record has base_timestamp
+      header_ends   u32[n]   end of each record's headers in the header blob; only with flag 16
+      value blob, key blob, header blob: one after the other, no padding between; then zeros to a multiple of 8
+
+      a header in the header blob: name length u16 | value length u32 (0xFFFFFFFF: null) | name, UTF-8 | value
+
+    compressed (attributes bits 0-2 not 0): stored_bytes u32 | body_bytes u32 | stored_bytes of compressed body | zeros
+
+Unknown magic, unknown flags, unknown compression: CorruptRecordError. Magic 0 does not exist, so that an unwritten tail
+of zeros shows itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+HEADER = struct.Struct(">qiibIhiqqqhii")
+HEADER_BYTES: Final = 61
+LOG_OVERHEAD: Final = 12  # base_offset and batch_length, which batch_length does not count
+POSITION_LENGTH: Final = 8
+POSITION_EPOCH: Final = 12
+POSITION_MAGIC: Final = 16
+POSITION_CRC: Final = 17
+POSITION_ATTRIBUTES: Final = 21  # the first byte that the CRC covers
+POSITION_MAX_TIMESTAMP: Final = 35
+
+MAGIC_ROWS: Final = 2
+MAGIC_COLUMNS: Final = 67
+
+COMPRESSION_MASK: Final = 0x07
+LOG_APPEND_TIME: Final = 0x08
+TRANSACTIONAL: Final = 0x10
+CONTROL: Final = 0x20
+
+COLUMN_HEAD = struct.Struct("<BH")
+COLUMN_BODY: Final = 64
+COMPRESSED_HEAD = struct.Struct("<II")
+FLAG_KEYS: Final = 1
+FLAG_NULL_VALUES: Final = 2
+FLAG_NULL_KEYS: Final = 4
+FLAG_TIMESTAMPS: Final = 8
+FLAG_HEADERS: Final = 16
+FLAGS_KNOWN: Final = 31
+RECORD_HEADER = struct.Struct("<HI")
+NULL_LENGTH: Final = 0xFFFF_FFFF
+
+NO_PRODUCER: Final = -1
+NO_EPOCH: Final = -1
+
+assert HEADER.size == HEADER_BYTES
+assert HEADER_BYTES + COLUMN_HEAD.size == COLUMN_BODY
+assert COLUMN_BODY % 8 == 0
+
+
+class BatchHeader(NamedTuple):
+    """The 61 bytes, decoded. Offsets and deltas count records, lengths bytes, timestamps milliseconds."""
+
+    base_offset: int
+    batch_length: int
+    leader_epoch: int
+    magic: int
+    crc: int
+    attributes: int
+    last_offset_delta: int
+    base_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+    record_count: int
+
+    @property
+    def size_bytes(self) -> int:
+        """The whole batch, header included."""
+        return LOG_OVERHEAD + self.batch_length
+
+    @property
+    def last_offset(self) -> int:
+        """Offset of the last record."""
+        return self.base_offset + self.last_offset_delta
+
+    @property
+    def next_offset(self) -> int:
+        """Offset that follows the batch."""
+        return self.base_offset + self.last_offset_delta + 1
+
+    @property
+    def compression(self) -> int:
+        """The codec's number: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd."""
+        return self.attributes & COMPRESSION_MASK
+
+    @property
+    def has_append_time(self) -> bool:
+        """Whether every record's time is the broker's, and is `max_timestamp`."""
+        return bool(self.attributes & LOG_APPEND_TIME)
+
+    @property
+    def is_transactional(self) -> bool:
+        """Whether the batch belongs to a transaction."""
+        return bool(self.attributes & TRANSACTIONAL)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the batch holds a marker in place of records."""
+        return bool(self.attributes & CONTROL)
+
+
+def padding(size_bytes: int) -> int:
+    """How many bytes are missing to a multiple of 8."""
+    return -size_bytes & 7

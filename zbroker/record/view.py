@@ -1,0 +1,215 @@
+"""A batch as a user sees it: a lazy sequence of records over the log's own bytes.
+
+Guarantees: nothing is copied until records, keys or bytes are asked for; the header is decoded once. The views stay
+valid until `release()`, also when the file is deleted meanwhile: a mapping outlives the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from typing import Any, overload
+
+from zbroker.errors import CorruptRecordError
+from zbroker.ids import TopicPartition
+from zbroker.record.batch import crc_matches, read_header
+from zbroker.record.columns import Columns
+from zbroker.record.compression import CODEC_NAMES
+from zbroker.record.layout import MAGIC_COLUMNS, MAGIC_ROWS, BatchHeader
+from zbroker.record.records import APPEND_TIME, CREATE_TIME, ConsumerRecord, Header
+from zbroker.record.rows import Row, decode_rows
+
+Deserializer = Callable[[bytes], Any]
+
+
+class ValuesView(Sequence[memoryview]):
+    """The values of a columnar batch: `data` is one blob, `ends` the end of each value in it, both without a copy."""
+
+    def __init__(self, data: memoryview, ends: memoryview) -> None:
+        self.data = data
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> memoryview: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[memoryview]: ...
+    def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
+        """One value, or a list of them. A null value is an empty view; `RecordBatch` tells them apart."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(index)
+        start = self.ends[number - 1] if number else 0
+        end = self.ends[number]
+        if not start <= end <= len(self.data):
+            raise CorruptRecordError("ends of a column do not ascend")
+        return self.data[start:end]
+
+    def tolist(self) -> list[bytes]:
+        """Every value as bytes of its own."""
+        return [bytes(value) for value in self]
+
+
+class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
+    """One batch of a partition, exactly as it lies in the log."""
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        batch: memoryview,
+        *,
+        header: BatchHeader | None = None,
+        check_crc: bool = True,
+        key_deserializer: Deserializer | None = None,
+        value_deserializer: Deserializer | None = None,
+    ) -> None:
+        """`batch` is exactly one batch. Raises CorruptRecordError when `check_crc` is set and the CRC does not match."""
+        self.tp = TopicPartition(topic, partition)
+        self.header = header if header is not None else read_header(batch)
+        self._batch = batch
+        self._key_deserializer = key_deserializer
+        self._value_deserializer = value_deserializer
+        self._columns: Columns | None = None
+        self._rows: list[Row] | None = None
+        self._records: list[ConsumerRecord[Any, Any]] | None = None
+        if self.header.magic not in (MAGIC_COLUMNS, MAGIC_ROWS) or self.header.size_bytes > len(batch):
+            raise CorruptRecordError(f"{self.tp}: no batch at offset {self.header.base_offset}")
+        if check_crc and not crc_matches(batch, 0, self.header):
+            raise CorruptRecordError(f"{self.tp}: the batch at offset {self.header.base_offset} fails its CRC")
+
+    @property
+    def base_offset(self) -> int:
+        """Offset of the first record."""
+        return self.header.base_offset
+
+    @property
+    def last_offset(self) -> int:
+        """Offset of the last record."""
+        return self.header.last_offset
+
+    @property
+    def max_timestamp(self) -> int:
+        """The largest time of a record, in milliseconds."""
+        return self.header.max_timestamp
+
+    @property
+    def leader_epoch(self) -> int:
+        """Epoch of the leader that appended it."""
+        return self.header.leader_epoch
+
+    @property
+    def record_count(self) -> int:
+        """How many records it holds."""
+        return self.header.record_count
+
+    @property
+    def compression(self) -> str:
+        """none, gzip, snappy, lz4 or zstd."""
+        return CODEC_NAMES.get(self.header.compression, str(self.header.compression))
+
+    @property
+    def size_in_bytes(self) -> int:
+        """Bytes in the log, header included."""
+        return self.header.size_bytes
+
+    def raw(self) -> memoryview:
+        """The bytes as they lie in the log."""
+        return self._batch
+
+    def values(self) -> ValuesView:
+        """The values. Without a copy when the batch is columnar and not compressed."""
+        if self.header.magic == MAGIC_COLUMNS:
+            columns = self._read_columns()
+            return ValuesView(columns.data, columns.value_ends)
+        blobs = [row[2] or b"" for row in self._read_rows()]
+        ends, end = [], 0
+        for blob in blobs:
+            end += len(blob)
+            ends.append(end)
+        packed = b"".join(number.to_bytes(4, "little") for number in ends)
+        return ValuesView(memoryview(b"".join(blobs)), memoryview(packed).cast("I"))
+
+    def keys(self) -> list[bytes | None]:
+        """The keys, None where a record has none."""
+        if self.header.magic == MAGIC_COLUMNS:
+            return self._read_columns().keys()
+        return [row[1] for row in self._read_rows()]
+
+    def records(self) -> list[ConsumerRecord[Any, Any]]:
+        """Every record, deserialized; made once."""
+        if self._records is None:
+            self._records = self._make_records()
+        return self._records
+
+    def records_from(self, offset: int) -> list[ConsumerRecord[Any, Any]]:
+        """The records at and after an offset."""
+        records = self.records()
+        skip = offset - self.header.base_offset
+        return records[skip:] if skip > 0 else records
+
+    def release(self) -> None:
+        """Give the bytes back. Views taken from `values()` must not be used afterwards."""
+        self._columns = None
+        self._rows = None
+        self._batch.release()
+
+    def __len__(self) -> int:
+        return self.header.record_count
+
+    def __iter__(self) -> Iterator[ConsumerRecord[Any, Any]]:
+        return iter(self.records())
+
+    @overload
+    def __getitem__(self, index: int) -> ConsumerRecord[Any, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ConsumerRecord[Any, Any]]: ...
+    def __getitem__(self, index: int | slice) -> ConsumerRecord[Any, Any] | list[ConsumerRecord[Any, Any]]:
+        return self.records()[index]
+
+    def __repr__(self) -> str:
+        return f"RecordBatch({self.tp}, offsets {self.base_offset}..{self.last_offset}, {self.size_in_bytes} bytes)"
+
+    def _read_columns(self) -> Columns:
+        if self._columns is None:
+            self._columns = Columns(self._batch, self.header)
+        return self._columns
+
+    def _read_rows(self) -> list[Row]:
+        if self._rows is None:
+            self._rows = decode_rows(self._batch, self.header)
+        return self._rows
+
+    def _make_records(self) -> list[ConsumerRecord[Any, Any]]:
+        header = self.header
+        keys: Sequence[Any]
+        values: Sequence[Any]
+        headers: Sequence[tuple[Header, ...]] | None
+        if header.magic == MAGIC_COLUMNS:
+            columns = self._read_columns()
+            keys = repeat(None) if columns.key_ends is None else columns.keys()
+            values, timestamps, headers = columns.values(), columns.timestamps(), columns.headers()
+        else:
+            rows = self._read_rows()
+            timestamps, keys, values, headers = map(list, zip(*rows, strict=True))  # type: ignore[assignment]
+        if self._key_deserializer is not None and isinstance(keys, list):
+            keys = [key if key is None else self._key_deserializer(key) for key in keys]
+        if self._value_deserializer is not None:
+            values = [value if value is None else self._value_deserializer(value) for value in values]
+        made = map(
+            ConsumerRecord,
+            repeat(self.tp.topic),
+            repeat(self.tp.partition),
+            range(header.base_offset, header.next_offset),
+            timestamps,
+            repeat(APPEND_TIME if header.has_append_time else CREATE_TIME),
+            keys,
+            values,
+            headers if headers is not None else repeat(()),
+            repeat(header.leader_epoch),
+        )
+        return list(made)
