@@ -1,0 +1,186 @@
+"""Two real processes at full speed on one region: nothing is lost, torn, reordered or invented."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests.conditions import wait_until
+from zbroker import ids
+from zbroker.shm import layout
+from zbroker.shm.board import BoardWriter
+from zbroker.shm.doorbell import SLEEP_MS_MAX, Bell, Doorbell, Sleeper
+from zbroker.shm.lane import Lane
+
+NUMBER = ids.worker_number(0)
+
+RING_WRITER = """
+import os, sys, zlib
+from zbroker.shm.lane import Lane
+lane, count, blob = Lane.attach(int(sys.argv[1])), int(sys.argv[2]), bytes(range(256)) * 2
+for number in range(count):
+    body = blob[number % 251 : number % 251 + number % 97]
+    frames = (number.to_bytes(8, "little") + zlib.crc32(body, number).to_bytes(4, "little"), body)
+    while not lane.requests.try_write(frames):
+        os.sched_yield()
+lane.close()
+"""
+
+
+@pytest.mark.slow
+def test_t38_a_million_messages_through_a_small_ring_arrive_whole_and_in_order() -> None:
+    count = 1_000_000
+    lane = Lane.create(1, 77, 8192, 4096)
+    with subprocess.Popen([sys.executable, "-c", RING_WRITER, str(lane.fd), str(count)], pass_fds=[lane.fd]) as writer:
+        expected = 0
+        take = lane.requests.take
+        while expected < count:
+            frames = take()
+            if frames is None:
+                assert writer.poll() in (None, 0) or lane.requests.readable(), "the writer died"
+                os.sched_yield()
+                continue
+            head, body = frames
+            assert int.from_bytes(head[:8], "little") == expected
+            assert int.from_bytes(head[8:], "little") == zlib.crc32(body, expected), f"message {expected} is torn"
+            expected += 1
+        assert writer.wait() == 0
+    assert not lane.requests.readable()
+    assert lane.is_closed_by_peer
+    lane.close()
+
+
+BOARD_READER = """
+import json, sys, time
+from pathlib import Path
+from zbroker.shm.board_reader import BoardReader
+cell = BoardReader.open(Path(sys.argv[1])).partition_cell(1, 0)
+deadline, last, loads, wrong, half, snapshots = time.monotonic() + float(sys.argv[2]), 0, 0, 0, 0, 0
+while time.monotonic() < deadline:
+    for _ in range(2000):
+        value = cell.high_watermark()
+        wrong += value < last or value % 7 != 0
+        last = value
+    loads += 2000
+    for _ in range(200):
+        found = cell.frontier()
+        if found is None:
+            continue
+        value, base, position = found
+        # The writer rolls at every 7000: a base belongs to its high watermark, and a position covers it.
+        wrong += value < last
+        half += base != value // 7000 * 7000 or position < (value - base) * 3
+        last = value
+        snapshots += 1
+print(json.dumps([loads, wrong, half, snapshots]))
+"""
+
+
+def test_t38_readers_of_a_board_at_full_speed_see_only_values_that_were_true_and_never_a_decrease(
+    tmp_path: Path,
+) -> None:
+    board = BoardWriter.create(tmp_path, NUMBER, ids.own_incarnation(), cells=1)
+    cell = board.claim(1, 0)
+
+    def restate(high_watermark: int) -> None:
+        cell.restate(
+            leader_epoch=1, log_start=0, log_end=high_watermark, segment_base=high_watermark, position=0,
+            high_watermark=high_watermark, durable=0, size_bytes=0, segment_count=1,
+        )  # fmt: skip
+
+    restate(0)
+    command = [sys.executable, "-c", BOARD_READER, str(board.path), "2"]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    value = 0
+    while any(reader.poll() is None for reader in readers):
+        for _ in range(1000):
+            value += 7
+            if value % 7000 == 0:
+                restate(value)
+            else:
+                cell.publish(value, value % 7000 * 3, value, value, value)
+    results = []
+    for reader in readers:
+        with reader:
+            assert reader.stdout is not None
+            results.append(json.loads(reader.stdout.read()))
+    board.close()
+    for loads, wrong, half, snapshots in results:
+        assert wrong == half == 0, f"{wrong} wrong values, {half} of {snapshots} snapshots mixed two states"
+        assert loads > 0
+        assert snapshots > 0
+
+
+RINGER = """
+import sys
+from zbroker.shm.doorbell import Bell
+from zbroker.shm.lane import Lane
+from zbroker.shm import layout
+lane, bell_fd, count = Lane.attach(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+bell = Bell(bell_fd, 1, lane.words, layout.L_CLIENT_SLEEP_SEQ)
+for number in range(count):
+    assert lane.requests.try_write([number.to_bytes(8, "little")])
+    bell.ring_if_asleep()
+    while lane.requests.used_bytes:
+        pass
+"""
+
+
+def test_no_wake_up_is_lost_between_two_processes_that_ring_and_sleep_in_lock_step() -> None:
+    """The ringer waits for each message to be consumed, so a single lost ring costs a whole sleep and is counted."""
+    count = 20_000
+    lane, bell = Lane.create(1, 77, 4096, 4096), Doorbell()
+    sleeper = Sleeper(lane.words, layout.L_CLIENT_SLEEP_SEQ)
+    poll = select.poll()
+    poll.register(bell, select.POLLIN)
+    command = [sys.executable, "-c", RINGER, str(lane.fd), str(bell.write_fd), str(count)]
+    with subprocess.Popen(command, pass_fds=[lane.fd, bell.write_fd]) as ringer:
+        taken = lost = 0
+        while taken < count:
+            if lane.requests.take() is not None:
+                taken += 1
+                continue
+            assert ringer.poll() is None or lane.requests.readable()
+            sleeper.prepare()
+            if not lane.requests.readable() and not poll.poll(SLEEP_MS_MAX) and lane.requests.readable():
+                lost += 1
+            sleeper.awake()
+            bell.drain()
+        assert ringer.wait() == 0
+    lane.close()
+    bell.close()
+    assert lost == 0
+
+
+def test_a_ringer_that_is_killed_leaves_a_sleeper_that_others_can_wake() -> None:
+    code = """
+import sys, time
+from zbroker.shm import layout
+from zbroker.shm.lane import Lane
+lane = Lane.attach(int(sys.argv[1]))
+assert lane.requests.try_write([b"before the ring"])
+print("stored", flush=True)
+time.sleep(60)
+"""
+    lane, bell = Lane.create(1, 77, 4096, 4096), Doorbell()
+    sleeper = Sleeper(lane.words, layout.L_CLIENT_SLEEP_SEQ)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lane.fd)], pass_fds=[lane.fd], stdout=subprocess.PIPE, text=True
+    ) as ringer:
+        sleeper.prepare()
+        assert ringer.stdout is not None
+        assert ringer.stdout.readline() == "stored\n"
+        ringer.kill()
+    assert Bell(bell.write_fd, 2, lane.words, layout.L_CLIENT_SLEEP_SEQ).ring_if_asleep()
+    assert bell.drain() == {2}
+    sleeper.awake()
+    wait_until(lane.requests.readable, what="the dead ringer's message")
+    lane.close()
+    bell.close()
