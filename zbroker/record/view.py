@@ -6,7 +6,7 @@ valid until `release()`, also when the file is deleted meanwhile: a mapping outl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, overload
 
@@ -68,7 +68,7 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
         key_deserializer: Deserializer | None = None,
         value_deserializer: Deserializer | None = None,
     ) -> None:
-        """`batch` is exactly one batch. Raises CorruptRecordError when `check_crc` is set and the CRC does not match."""
+        """`batch` is exactly one batch. Raises CorruptRecordError when `check_crc` and the CRC does not match."""
         self.tp = TopicPartition(topic, partition)
         self.header = header if header is not None else read_header(batch)
         self._batch = batch
@@ -186,7 +186,7 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
 
     def _make_records(self) -> list[ConsumerRecord[Any, Any]]:
         header = self.header
-        keys: Sequence[Any]
+        keys: Iterable[Any]
         values: Sequence[Any]
         headers: Sequence[tuple[Header, ...]] | None
         if header.magic == MAGIC_COLUMNS:
@@ -195,7 +195,7 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
             values, timestamps, headers = columns.values(), columns.timestamps(), columns.headers()
         else:
             rows = self._read_rows()
-            timestamps, keys, values, headers = map(list, zip(*rows, strict=True))  # type: ignore[assignment]
+            timestamps, keys, values, headers = map(list, zip(*rows, strict=True))
         if self._key_deserializer is not None and isinstance(keys, list):
             keys = [key if key is None else self._key_deserializer(key) for key in keys]
         if self._value_deserializer is not None:

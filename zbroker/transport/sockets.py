@@ -1,0 +1,173 @@
+"""ROUTER and DEALER sockets with the options that keep a broker alive, and never a blocking call.
+
+What each option prevents was found by experiment or in libzmq's issues:
+
+    ROUTER_MANDATORY, NOBLOCK      without it a message to a full or absent peer is dropped and called sent
+    IMMEDIATE                      without it messages are queued for a peer that is not there
+    no identity, no HANDOVER       two peers of one name: the second is never read, or gets the first one's replies
+    MAXMSGSIZE                     a length from outside is refused before anything is allocated
+    RCVHWM, SNDHWM 64              queues are counted per peer, and kept after its death
+    HANDSHAKE_IVL 1 s              a half-open connection holds a descriptor
+    no ZMTP heartbeats             they have aborted processes with full queues; liveness is by pidfd
+    LINGER                         the default waits for ever at exit
+
+Sockets are not thread-safe: the caller serialises their use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import zmq
+
+from zbroker.errors import BrokerError, ForkError
+from zbroker.wire.layout import BODY_HEADROOM_BYTES, NO_PEER, PEER
+
+LIBZMQ_NEEDED: Final = (4, 3, 5)
+HIGH_WATER_MARK: Final = 64
+HANDSHAKE_MS: Final = 1_000
+RECONNECT_MS: Final = 5
+RECONNECT_MAX_MS: Final = 100
+
+Frame: TypeAlias = bytes | bytearray | memoryview | zmq.Frame
+
+if zmq.zmq_version_info() < LIBZMQ_NEEDED:
+    raise ImportError(f"zbroker needs libzmq 4.3.5 or later, this is {zmq.zmq_version()}: pip install -U pyzmq")
+
+
+def libzmq_version() -> tuple[int, int, int]:
+    """The version of the library that is loaded."""
+    return zmq.zmq_version_info()
+
+
+class Context:
+    """A zmq context that knows its process: one made before a fork must not be touched after it."""
+
+    def __init__(self, io_threads: int = 1) -> None:
+        self._context = zmq.Context(io_threads)
+        self._pid = os.getpid()
+
+    def socket(self, kind: int) -> zmq.Socket[bytes]:
+        """A new socket. Raises ForkError in another process than the one that made the context."""
+        if os.getpid() != self._pid:
+            raise ForkError(f"a socket context made in pid {self._pid} was used in pid {os.getpid()}")
+        return self._context.socket(kind)
+
+    def close(self) -> None:
+        """End the context. All its sockets must be closed. In a forked child it does nothing."""
+        if os.getpid() == self._pid:
+            self._context.term()
+
+
+class _Socket:
+    def __init__(self, context: Context, kind: int, message_max_bytes: int, linger_ms: int) -> None:
+        socket = context.socket(kind)
+        socket.setsockopt(zmq.LINGER, linger_ms)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        socket.setsockopt(zmq.MAXMSGSIZE, message_max_bytes + BODY_HEADROOM_BYTES)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 0)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket = socket
+        self._file = int(socket.getsockopt(zmq.FD))
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the socket's state may have changed. It is edge-triggered: call
+        `has_input` after each wake, and before each sleep."""
+        return self._file
+
+    def has_input(self) -> bool:
+        """Whether a message can be received now."""
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+    def close(self) -> None:
+        """Close the socket. Closing twice is closing once."""
+        self._socket.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return bool(self._socket.closed)
+
+
+class DealerSocket(_Socket):
+    """One side of a conversation with a router."""
+
+    def __init__(self, context: Context, endpoint: str, *, message_max_bytes: int, linger_ms: int = 0) -> None:
+        super().__init__(context, zmq.DEALER, message_max_bytes, linger_ms)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self._socket.connect(endpoint)
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Queue a message. False when nobody is connected or the queue is full; then nothing was queued."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[bytes] | None:
+        """The next message, or None when there is none now."""
+        try:
+            return self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+
+class UnroutableError(BrokerError):
+    """No peer is connected at this return address."""
+
+
+class RouterSocket(_Socket):
+    """Many conversations. Frames stay zmq's own: a payload goes through without a copy."""
+
+    def __init__(self, context: Context, *, message_max_bytes: int, linger_ms: int = 0) -> None:
+        super().__init__(context, zmq.ROUTER, message_max_bytes, linger_ms)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
+
+    def bind(self, endpoint: str) -> None:
+        """Listen at an endpoint. Raises OSError."""
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen at {endpoint}: {error}") from error
+
+    def unbind(self, endpoint: str) -> None:
+        """Accept no further connections at an endpoint; those that are stay."""
+        self._socket.unbind(endpoint)
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Queue a message; frame 0 is the peer's routing id. False when its queue is full. Raises UnroutableError."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise UnroutableError("no such peer") from error
+            raise
+        return True
+
+    def receive(self) -> list[zmq.Frame] | None:
+        """The next message, frame 0 the sender's routing id, or None when there is none now."""
+        try:
+            return self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+
+
+def peer_of(frame: zmq.Frame) -> bytes:
+    """Who sent a received frame: a `PEER` of uid, gid, pid at connect time, made by the kernel; NO_PEER for tcp."""
+    try:
+        parts = str(frame.get("Peer-Address")).rsplit(":", 3)
+        return PEER.pack(int(parts[-3]), int(parts[-2]), int(parts[-1])) if len(parts) == 4 else _STRANGER
+    except (zmq.ZMQError, ValueError, IndexError):
+        return _STRANGER
+
+
+_STRANGER = PEER.pack(NO_PEER, NO_PEER, NO_PEER)
