@@ -23,7 +23,7 @@ from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import REPLY, Api, Header, pack_request, unpack_header
 from zbroker.wire.messages import Message, ProcessHello, ProcessWelcome
 
-HELLO_INTERVAL_MS: Final = 50
+HELLO_INTERVAL_MS: Final = 20
 OUTBOX_MESSAGES_MAX: Final = 10_000
 OUTBOX_BYTES_MAX: Final = 64 << 20
 CALLS_MAX: Final = 10_000
@@ -92,7 +92,7 @@ class RouterLink:
     def call(
         self, target: int, api: Api, body: Message, on_reply: OnReply, *, timeout_ms: int = CALL_TIMEOUT_MS
     ) -> None:
-        """Ask another process. `on_reply(error, body)` is called exactly once, from the loop, unless `close` is first."""
+        """Ask another process. `on_reply(error, body)` is called once, from the loop, unless `close` comes first."""
         assert len(self._calls) < CALLS_MAX, "calls that nobody answers have piled up"
         correlation = self._next_correlation
         self._next_correlation += 1

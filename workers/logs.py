@@ -1,7 +1,7 @@
 """Log lines of a role: one line each to stderr, as text or JSON. Rotation is the supervisor's business.
 
-A line carries what the call gave as `extra={...}`: names such as `topic`, `partition`, `error`. `Sparingly` keeps what a
-hostile or broken client can provoke from filling a disk.
+A line carries what the call gave as `extra={...}`: names such as `topic`, `partition`, `error`. `OncePerMinute` keeps
+what a hostile or broken client can provoke from filling a disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 
 import msgspec
 
-from zbroker.clock import NS_PER_MS, Clock
+from zbroker.clock import NS_PER_MS
 
 ROOT_LOGGER = "zbroker"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -59,7 +59,7 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
-def configure(process: str, *, level: str, style: str) -> logging.Logger:
+def start_logging(process: str, level: str, style: str) -> logging.Logger:
     """Send this process's log lines to stderr, from `level` up, as "text" or "json". Returns the root of our loggers.
 
     Called again it replaces what the earlier call did.
@@ -73,24 +73,21 @@ def configure(process: str, *, level: str, style: str) -> logging.Logger:
     return logger
 
 
-class Sparingly:
-    """Lets a log line of one kind through once a minute, and counts those it held back."""
+class OncePerMinute:
+    """Lets a log line of one kind through once a minute. It knows at most `KINDS_MAX` kinds."""
 
     KINDS_MAX = 1_000
+    INTERVAL_NS = 60_000 * NS_PER_MS
 
-    def __init__(self, clock: Clock, interval_ms: int = 60_000) -> None:
-        self._clock = clock
-        self._interval_ns = interval_ms * NS_PER_MS
-        self._kinds: dict[str, tuple[int, int]] = {}
+    def __init__(self) -> None:
+        self._last_ns: dict[str, int] = {}
 
-    def allows(self, kind: str) -> bool:
+    def allows(self, kind: str, now_ns: int) -> bool:
         """Whether a line of this kind may be written now."""
-        now_ns = self._clock.now_ns()
-        last_ns, held_back = self._kinds.get(kind, (None, 0))
-        if last_ns is not None and now_ns - last_ns < self._interval_ns:
-            self._kinds[kind] = (last_ns, held_back + 1)
+        last_ns = self._last_ns.get(kind)
+        if last_ns is not None and now_ns - last_ns < self.INTERVAL_NS:
             return False
-        if last_ns is None and len(self._kinds) >= self.KINDS_MAX:
-            self._kinds.clear()
-        self._kinds[kind] = (now_ns, 0)
+        if len(self._last_ns) >= self.KINDS_MAX:
+            self._last_ns.clear()
+        self._last_ns[kind] = now_ns
         return True

@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from zbroker import ids
 from zbroker.clock import Clock, HostClock
@@ -47,7 +47,7 @@ class Role:
         self.clock = clock
         self.incarnation = ids.own_incarnation()
         self.log = logging.getLogger(logs.ROOT_LOGGER)
-        self.sparingly = logs.Sparingly(clock)
+        self.once = logs.OncePerMinute()
         self.stop_requests = 0
         self.loop = Loop(clock)
         self._reload: Reload | None = None
@@ -66,7 +66,7 @@ class Role:
         os.umask(0o077)
         raise_descriptor_limit()
         name = ids.process_name(number)
-        logs.configure(name, level=config.logging.level, style=config.logging.format)
+        logs.start_logging(name, config.logging.level, config.logging.format)
         paths = paths_for(config)
         make_directories(paths)
         lock = LockFile.take(paths.lock(name))
@@ -137,6 +137,12 @@ class Role:
         """Turn the loop until the role is asked to end."""
         self.run_until(lambda: False)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give everything back. A failure of one part is logged and does not keep the others."""
         while self._closers:
@@ -156,7 +162,7 @@ class Role:
             self.log.error("SIGHUP: the settings are kept as they were", extra={"error": error})
             return
         changed = apply_reloadable(self.config, fresh)
-        logs.configure(self.name, level=self.config.logging.level, style=self.config.logging.format)
+        logs.start_logging(self.name, self.config.logging.level, self.config.logging.format)
         self.log.info("SIGHUP: settings read again", extra={"changed": ",".join(changed) or "none"})
         for call in self._on_reload:
             call()
@@ -193,6 +199,9 @@ def exit_code_of(body: Callable[[], None]) -> int:
     except DirectoryLockedError as error:
         log.error("%s", error)
         return EXIT_TEMPORARY
+    except BrokerError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return EXIT_INTERNAL
     except Exception:
         log.exception("ended by an error that nobody expected")
         return EXIT_INTERNAL

@@ -1,0 +1,185 @@
+"""What can happen to a partition that is led here, and what its state machine wants done about it.
+
+Events go into `Partition.handle`, effects come out of it, in the order in which they must be done. `request` and `wait`
+are the caller's own: the state machine carries them from an event to an effect and never looks inside.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from zbroker.config.schema import TopicConfig
+from zbroker.errors import BrokerError
+
+
+class Event(Struct, frozen=True, gc=False):
+    """Base of events."""
+
+
+class Effect(Struct, frozen=True, gc=False):
+    """Base of effects."""
+
+
+class Produce(Event, frozen=True, gc=False):
+    """A batch that passed every check of its own bytes."""
+
+    request: object
+    acks: int
+    leader_epoch: int
+
+
+class Appended(Event, frozen=True, gc=False):
+    """`Write` was done: the log ends at `next_offset`."""
+
+    request: object
+    acks: int
+    base_offset: int
+    next_offset: int
+
+
+class AppendFailed(Event, frozen=True, gc=False):
+    """`Write` was not done: the log ends where it did."""
+
+    request: object
+    error: BrokerError
+
+
+class WaitFor(Event, frozen=True, gc=False):
+    """Somebody wants to know when the high watermark passes `offset`."""
+
+    wait: int
+    offset: int
+
+
+class StopWaiting(Event, frozen=True, gc=False):
+    """It is of no interest any more."""
+
+    wait: int
+
+
+class DeleteBefore(Event, frozen=True, gc=False):
+    """Records before `offset` may go; -1: before the high watermark."""
+
+    request: object
+    offset: int
+
+
+class Trimmed(Event, frozen=True, gc=False):
+    """The log begins at `log_start` now, by retention or because `request` asked for it."""
+
+    log_start: int
+    request: object | None = None
+
+
+class Flushed(Event, frozen=True, gc=False):
+    """Everything before `durable` is on the disk."""
+
+    durable: int
+
+
+class Tick(Event, frozen=True, gc=False):
+    """Time went on."""
+
+
+class Damaged(Event, frozen=True, gc=False):
+    """The copy's files failed in a way that cannot be repeated: an fsync, a read, a roll."""
+
+    error: BrokerError
+
+
+class RoomLost(Event, frozen=True, gc=False):
+    """The disk has less room than it should."""
+
+
+class RoomFound(Event, frozen=True, gc=False):
+    """The disk has room again."""
+
+
+class Reconfigured(Event, frozen=True, gc=False):
+    """The topic's settings are now these."""
+
+    config: TopicConfig
+
+
+class EpochRaised(Event, frozen=True, gc=False):
+    """The coordinator elected this same leader again, with a higher epoch."""
+
+    leader_epoch: int
+
+
+class Revoked(Event, frozen=True, gc=False):
+    """The coordinator took the partition away."""
+
+
+class Write(Effect, frozen=True, gc=False):
+    """Stamp and append the request's batch, then report `Appended` or `AppendFailed` before anything else."""
+
+    request: object
+    acks: int
+    base_offset: int
+    leader_epoch: int
+
+
+class Flush(Effect, frozen=True, gc=False):
+    """Begin to bring the log to the disk; report `Flushed` or `Damaged` later. At most one is under way."""
+
+
+class Publish(Effect, frozen=True, gc=False):
+    """Show log end and high watermark to every reader."""
+
+    high_watermark: int
+
+
+class PublishDurable(Effect, frozen=True, gc=False):
+    """Show how far the log is on the disk."""
+
+    durable: int
+
+
+class Restate(Effect, frozen=True, gc=False):
+    """Show everything at once, since more than the high watermark changed."""
+
+
+class Wake(Effect, frozen=True, gc=False):
+    """These waits are over; the state machine has forgotten them."""
+
+    waits: list[int]
+
+
+class Acknowledge(Effect, frozen=True, gc=False):
+    """Tell the producer that its batch has what its `acks` asked for."""
+
+    request: object
+    base_offset: int
+
+
+class Refuse(Effect, frozen=True, gc=False):
+    """Answer the request with an error."""
+
+    request: object
+    error: BrokerError
+
+
+class Trim(Effect, frozen=True, gc=False):
+    """Let the log begin at `offset` or before, then report `Trimmed`."""
+
+    request: object
+    offset: int
+
+
+class AnswerLogStart(Effect, frozen=True, gc=False):
+    """Tell who asked for a deletion where the log begins."""
+
+    request: object
+    log_start: int
+
+
+class NoteEpoch(Effect, frozen=True, gc=False):
+    """Write down that batches from `start_offset` on carry this epoch."""
+
+    leader_epoch: int
+    start_offset: int
+
+
+class Retire(Effect, frozen=True, gc=False):
+    """Show every reader that this process leads the partition no more."""
