@@ -34,7 +34,8 @@ from zbroker.shm import reaper
 from zbroker.shm.board import board_path
 from zbroker.shm.coordinator_board import CoordinatorBoardReader
 from zbroker.shm.lockfile import LockFile
-from zbroker.workers import leftovers, logs, service
+from zbroker.workers import leftovers, service
+from zbroker.workers.logs import start_logging
 from zbroker.workers.process import become_child
 from zbroker.workers.signals import Signals
 
@@ -246,8 +247,10 @@ class Supervisor:
             return
         if not self._is_ready and self._board.is_ready:
             self._is_ready = True
-            sys.stdout.write(f"zbroker ready {self._paths.bootstrap_servers}\n")
-            sys.stdout.flush()
+            try:
+                os.write(1, f"zbroker ready {self._paths.bootstrap_servers}\n".encode())
+            except BrokenPipeError:
+                pass  # Whoever started the broker reads no more; that is no reason to end it.
             service.notify(service.READY)
         if self._config.workers.count == "per-partition" and self._board.wanted_version() != self._wanted_version:
             version, numbers = self._board.wanted_version(), self._board.wanted()
@@ -279,7 +282,7 @@ def main(
 ) -> int:
     """Run a whole broker in the foreground. Returns 0, 2 (settings), 70 (internal, crash loop) or 75 (locked)."""
     os.umask(0o077)
-    logs.configure("supervisor", level=config.logging.level, style=config.logging.format)
+    start_logging("supervisor", config.logging.level, config.logging.format)
     try:
         paths = paths or paths_for(config)
         make_directories(paths)

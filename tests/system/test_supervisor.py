@@ -1,0 +1,70 @@
+"""The built-in supervisor with the real roles: start, deaths, restarts, stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conditions import wait_until
+from zbroker.testing import Broker
+
+NAMES = ["coordinator", "router", "worker-0", "worker-1"]
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    with Broker(workers=2) as made:
+        yield made
+
+
+def test_a_broker_starts_answers_and_stops_without_a_trace() -> None:
+    before = set(os.listdir("/dev/shm"))
+    made = Broker(workers=2)
+    with made as broker:
+        wait_until(lambda: broker.process_names() == NAMES, what="all processes")
+        run_dir, supervisor_pid = broker.paths.run_dir, broker.supervisor_pid
+        pids = [broker.pid_of(name) for name in NAMES]
+        assert {path.name for path in run_dir.iterdir()} >= {"front.sock", "back.sock", "lock-supervisor"}
+        assert broker.stop() == 0, broker.log
+        assert list(run_dir.iterdir()) == []
+    assert not made.directory.exists()
+    for pid in (supervisor_pid, *pids):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert set(os.listdir("/dev/shm")) - before == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_process_that_is_killed_comes_back_and_the_broker_stops_cleanly(broker: Broker, name: str) -> None:
+    old_pid = broker.kill(name)
+    broker.wait_for_restart(name, old_pid)
+    wait_until(lambda: broker.process_names() == NAMES, what="all processes")
+    assert broker.stop() == 0, broker.log
+    assert list(broker.paths.run_dir.iterdir()) == []
+
+
+def test_all_processes_killed_at_once_start_again_on_the_same_data() -> None:
+    with Broker(workers=1) as broker:
+        broker.kill_all()
+        assert (broker.paths.run_dir / "front.sock").exists(), "a crash leaves its sockets behind"
+        broker.start()
+        assert broker.restart().stop() == 0, broker.log
+
+
+def test_no_process_keeps_a_descriptor_of_another_role(broker: Broker) -> None:
+    wait_until(lambda: broker.process_names() == NAMES, what="all processes")
+    for name in NAMES:
+        directory = Path(f"/proc/{broker.pid_of(name)}/fd")
+        targets = [os.readlink(path) for path in directory.iterdir() if path.is_symlink()]
+        locks = [Path(target).name for target in targets if "/lock-" in target]
+        assert locks == [f"lock-{name}"]
+
+
+def test_sigterm_to_a_worker_alone_is_answered_by_a_new_worker(broker: Broker) -> None:
+    wait_until(lambda: broker.process_names() == NAMES, what="all processes")
+    old_pid = broker.signal("worker-0", signal.SIGTERM)
+    assert broker.wait_for_restart("worker-0", old_pid) != old_pid
