@@ -36,6 +36,11 @@ from zbroker.workers import supervisor
 config = msgspec.json.decode(sys.argv[1], type=ServerConfig)
 
 
+def say(*words):
+    # One write: the processes share the log.
+    os.write(2, (" ".join(words) + "\\n").encode())
+
+
 def role(config, number):
     name, paths = ids.process_name(number), paths_for(config)
     script = paths.data_dir / name
@@ -49,20 +54,20 @@ def role(config, number):
         signal.signal(signal.SIGTERM, lambda *_: stop())
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, lambda *_: print("hup", name, file=sys.stderr, flush=True))
+    signal.signal(signal.SIGHUP, lambda *_: say("hup", name))
     if number == ids.COORDINATOR:
         board = CoordinatorBoardWriter.create(paths.boards_dir, ids.own_incarnation(), cells=4)
         board.set_wanted([ids.worker_number(1), ids.worker_number(3)])
         board.set_ready()
     else:
         board = BoardWriter.create(paths.boards_dir, number, ids.own_incarnation(), cells=1)
-    print("this goes to stderr", name)
+    print("this goes to stderr\\n", end="", flush=True)
 
     def stop():
-        print("stopped", name, file=sys.stderr, flush=True)
+        say("stopped", name)
         sys.exit(0)
 
-    print("up", name, file=sys.stderr, flush=True)
+    say("up", name)
     while True:
         time.sleep(60)
 
