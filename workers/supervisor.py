@@ -49,18 +49,18 @@ _IDLE_POLL_MS: Final = 1_000
 
 log = logging.getLogger("zbroker.supervisor")
 
-Role = Callable[[ServerConfig, int], int]
+Reload = Callable[[], ServerConfig]
+Role = Callable[[ServerConfig, int, Reload | None], int]
 
 
-def run_role(config: ServerConfig, number: int) -> int:
+def run_role(config: ServerConfig, number: int, reload: Reload | None = None) -> int:
     """Be the process of this number until it is told to stop. Returns its exit code."""
     name = {ids.COORDINATOR: "coordinator", ids.ROUTER: "router"}.get(number, "partition")
     module = importlib.import_module(f"zbroker.workers.{name}")
     if name == "partition":
-        process_name = ids.process_name(number)
-        role, _, index = process_name.partition("-")
-        return int(module.main(config, int(index), role=role))
-    return int(module.main(config))
+        role, _, index = ids.process_name(number).partition("-")
+        return int(module.main(config, int(index), is_replica=role == "replica", reload=reload))
+    return int(module.main(config, reload=reload))
 
 
 def wanted_numbers(config: ServerConfig) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ class Supervisor:
         *,
         role: Role = run_role,
         clock: Clock | None = None,
-        reload: Callable[[], ServerConfig] | None = None,
+        reload: Reload | None = None,
     ) -> None:
         self._config = config
         self._paths = paths
@@ -185,7 +185,7 @@ class Supervisor:
         exit_code = EXIT_INTERNAL
         try:
             become_child(ids.process_name(number), parent_pid, _SIGNALS)
-            exit_code = self._role(self._config, number)
+            exit_code = self._role(self._config, number, self._reload)
         except SystemExit as leaving:
             exit_code = leaving.code if isinstance(leaving.code, int) else EXIT_INTERNAL
         except BaseException:
@@ -278,7 +278,7 @@ def main(
     paths: Paths | None = None,
     *,
     role: Role = run_role,
-    reload: Callable[[], ServerConfig] | None = None,
+    reload: Reload | None = None,
 ) -> int:
     """Run a whole broker in the foreground. Returns 0, 2 (settings), 70 (internal, crash loop) or 75 (locked)."""
     os.umask(0o077)

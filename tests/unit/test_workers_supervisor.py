@@ -41,7 +41,7 @@ def say(*words):
     os.write(2, (" ".join(words) + "\\n").encode())
 
 
-def role(config, number):
+def role(config, number, reload):
     name, paths = ids.process_name(number), paths_for(config)
     script = paths.data_dir / name
     told = script.read_text() if script.exists() else ""
