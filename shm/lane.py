@@ -192,13 +192,14 @@ class Ring:
         if total & 7 or not header_bytes <= total <= head - tail or place + total > self._capacity:
             raise InvalidRequestError(f"a ring message of {total} bytes where {head - tail} are readable")
         if count == 2:
+            # The shape of nearly every message: a header and a body.
             word = self._u64[(at >> 3) + 1]
-            lengths: Sequence[int] = (word & _LOW, word >> 32)
+            first, second = word & _LOW, word >> 32
+            lengths: Sequence[int] = (first, second)
+            needed = header_bytes + (first + 7 & ~7) + (second + 7 & ~7)
         else:
             lengths = _HEADERS[count].unpack(self._bytes[at : at + header_bytes])[2:]
-        needed = header_bytes
-        for length in lengths:
-            needed += length + 7 & ~7
+            needed = header_bytes + sum([length + 7 & ~7 for length in lengths])
         if needed != total:
             raise InvalidRequestError(f"a ring message of {total} bytes whose frames make {needed}")
         self._next_tail = tail + total
