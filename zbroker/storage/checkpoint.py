@@ -1,0 +1,77 @@
+"""The two small files that make a start quick: `high-watermark` (saved positions) and `clean-shutdown`.
+
+Guarantees: saving overwrites the older of two slots, so that a death in the middle leaves the newer one; nothing is
+fsynced, because what an older slot says stays true after a power cut: offsets only rise. A marker is there only between
+a clean stop and the next write, and names the end of the log, so that a stale one cannot pass for a fresh one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from zbroker.storage.files import Files
+from zbroker.storage.layout import (
+    CLEAN_MARKER,
+    HIGH_WATERMARK,
+    RECORD_BYTES,
+    SAVED_FILE_BYTES,
+    SLOT_SPACING,
+    CleanMarker,
+    SavedPositions,
+    pack_marker,
+    pack_saved,
+    unpack_marker,
+    unpack_saved,
+)
+
+
+class Positions:
+    """High watermark, recovery point and log start of one copy, as last saved."""
+
+    def __init__(self, directory: Path, files: Files) -> None:
+        self._path = directory / HIGH_WATERMARK
+        self._files = files
+        self._boot_id = bytes.fromhex(files.boot_id().replace("-", "")).ljust(16, b"\0")[:16]
+        data = files.read_file(self._path, SAVED_FILE_BYTES)
+        found = unpack_saved(data) if data else None
+        self.is_missing = found is None
+        self.saved = found or SavedPositions(0, 0, 0, 0, self._boot_id)
+
+    @property
+    def is_same_boot(self) -> bool:
+        """Whether the page cache still holds everything that had been written when the positions were saved."""
+        return self.saved.boot_id == self._boot_id
+
+    def save(self, *, high_watermark: int, recovery_point: int, log_start: int) -> None:
+        """Write the positions when one of them changed. Raises DiskFullError or StorageError; the old ones then stay."""
+        old = self.saved
+        new = SavedPositions(old.sequence + 1, high_watermark, recovery_point, log_start, self._boot_id)
+        if new[1:] == old[1:]:
+            return
+        fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT)
+        try:
+            self._files.pwrite(fd, pack_saved(new), new.sequence % 2 * SLOT_SPACING)
+        finally:
+            self._files.close(fd)
+        self.saved = new
+
+
+def read_marker(directory: Path, files: Files) -> CleanMarker | None:
+    """The marker of a clean stop, if there is a sound one."""
+    data = files.read_file(directory / CLEAN_MARKER, RECORD_BYTES)
+    return unpack_marker(data) if data else None
+
+
+def write_marker(directory: Path, files: Files, marker: CleanMarker) -> None:
+    """Leave a marker. The log must be synced before: the marker is believed after a power cut too."""
+    fd = files.open(directory / CLEAN_MARKER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        files.pwrite(fd, pack_marker(marker), 0)
+    finally:
+        files.close(fd)
+
+
+def remove_marker(directory: Path, files: Files) -> None:
+    """Take the marker away, before the first write. The caller fsyncs the directory."""
+    files.unlink(directory / CLEAN_MARKER)

@@ -1,0 +1,33 @@
+"""One fdatasync of a log, cut into a part for any thread and a part for the log's own.
+
+Guarantees: `run` touches nothing but its own duplicates of the descriptors, so the log goes on appending meanwhile. What
+it makes durable is what had been appended when the job was made. An error is kept, not raised: `Log.finish_flush` raises
+it, and the copy is done for, because after a failed sync the kernel calls the lost pages clean.
+"""
+
+from __future__ import annotations
+
+from zbroker.errors import BrokerError
+from zbroker.storage.files import Files
+
+
+class FlushJob:
+    """Make a log durable up to `end_offset`. Use it once: `run`, then `Log.finish_flush`."""
+
+    def __init__(self, files: Files, fds: list[int], *, end_offset: int, began_ns: int) -> None:
+        self.end_offset = end_offset
+        self.began_ns = began_ns
+        self.error: BrokerError | None = None
+        self._files = files
+        self._fds = fds
+
+    def run(self) -> None:
+        """Sync, in any thread. Returns when the bytes are on the device, or `error` says why not."""
+        for fd in self._fds:
+            if self.error is None:
+                try:
+                    self._files.fdatasync(fd)
+                except BrokerError as error:
+                    self.error = error
+            self._files.close(fd)
+        self._fds = []

@@ -1,0 +1,143 @@
+"""The names and bytes of a copy's files, but for the log itself (`zbroker.record.layout`).
+
+A copy is one directory. Names of segment files are the offset of their first record in 20 digits:
+
+    00000000000000000345.log         whole batches, one after the other; zeros behind the logical end
+    00000000000000000345.index       Kafka's offset index, big-endian
+    00000000000000000345.timeindex   Kafka's time index, big-endian
+    leader-epoch-checkpoint          Kafka's text: "0", the number of lines, then "EPOCH START_OFFSET" lines
+    high-watermark                   two slots (below)
+    clean-shutdown                   one marker (below); there only while nobody writes
+
+    .index, 8 bytes an entry                       .timeindex, 12 bytes an entry
+     0 relative offset u32 | 4 position u32         0 timestamp i64 | 8 relative offset u32
+
+An .index entry names the last offset of a batch, less the segment's base offset, and the byte where that batch begins
+(base 345, batch of 350 to 355: relative offset 10). Entries stand `index_interval_bytes` apart and only rise. A
+.timeindex entry says: TIMESTAMP is the largest of all records up to and including OFFSET.
+
+    high-watermark: slot 0 at byte 0, slot 1 at byte 512, 64 bytes each, little-endian; the newest sound one counts
+     0 magic "zBhw" | 4 version u32 = 1 | 8 sequence u64 | 16 high watermark i64 | 24 recovery point i64
+    32 log start i64 | 40 boot id, 16 bytes | 56 zero u32 | 60 CRC-32C of bytes 0 to 60
+
+    clean-shutdown: 64 bytes, little-endian
+     0 magic "zBcs" | 4 version u32 = 1 | 8 log start i64 | 16 log end i64 | 24 active base i64 | 32 active position i64
+    40 zero, 20 bytes | 60 CRC-32C of bytes 0 to 60
+
+An unknown version, a wrong magic or a wrong CRC is as if the file were not there: each of these files can be rebuilt
+from the log, and a start without them is only slower.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Final, NamedTuple
+
+from zbroker.record.crc import crc32c
+
+LOG: Final = ".log"
+INDEX: Final = ".index"
+TIMEINDEX: Final = ".timeindex"
+DELETED: Final = ".deleted"
+TEMPORARY: Final = ".tmp"
+SEGMENT_SUFFIXES: Final = (LOG, INDEX, TIMEINDEX)
+EPOCHS: Final = "leader-epoch-checkpoint"
+HIGH_WATERMARK: Final = "high-watermark"
+CLEAN_MARKER: Final = "clean-shutdown"
+_SEGMENT_NAME = re.compile(r"([0-9]{20})(\.log|\.index|\.timeindex)\Z")
+
+INDEX_ENTRY = struct.Struct(">II")
+TIMEINDEX_ENTRY = struct.Struct(">qI")
+assert INDEX_ENTRY.size == 8
+assert TIMEINDEX_ENTRY.size == 12
+
+SAVED = struct.Struct("<4sIQqqq16sI")
+MARKER = struct.Struct("<4sIqqqq20x")
+RECORD_BYTES: Final = 64  # of a slot and of the marker
+SLOT_SPACING: Final = 512  # apart by a sector: a torn write damages one slot at most
+SAVED_FILE_BYTES: Final = 2 * SLOT_SPACING
+_CRC = struct.Struct("<I")
+assert SAVED.size + _CRC.size == RECORD_BYTES
+assert MARKER.size + _CRC.size == RECORD_BYTES
+_SAVED_MAGIC: Final = b"zBhw"
+_MARKER_MAGIC: Final = b"zBcs"
+VERSION: Final = 1
+
+PAGE_BYTES: Final = 4096
+SEAL_MARGIN_BYTES: Final = 64  # zeros that stay mapped behind the end of a sealed segment: room to see that it ends
+RELATIVE_MAX: Final = 0xFFFF_FFFF
+BATCH_BYTES_MAX: Final = 16 << 20  # what max_message_bytes may be at most; a longer one in a log is damage
+EPOCH_LINES_MAX: Final = 1_000_000
+
+
+class SavedPositions(NamedTuple):
+    """What `high-watermark` holds. All offsets; everything below `recovery_point` was fdatasynced."""
+
+    sequence: int
+    high_watermark: int
+    recovery_point: int
+    log_start: int
+    boot_id: bytes
+
+
+class CleanMarker(NamedTuple):
+    """What a clean stop says about the end of the log."""
+
+    log_start: int
+    log_end: int
+    active_base: int
+    active_position: int
+
+
+def segment_name(base_offset: int, suffix: str = LOG) -> str:
+    """The name of a segment's file."""
+    assert base_offset >= 0
+    return f"{base_offset:020d}{suffix}"
+
+
+def parse_segment_name(name: str) -> tuple[int, str] | None:
+    """(base offset, suffix) of a segment's file; None for any other name."""
+    found = _SEGMENT_NAME.match(name)
+    return (int(found[1]), found[2]) if found else None
+
+
+def _with_crc(body: bytes) -> bytes:
+    return body + _CRC.pack(crc32c(body))
+
+
+def _is_sound(record: bytes, magic: bytes) -> bool:
+    return (
+        len(record) == RECORD_BYTES
+        and record[:4] == magic
+        and int.from_bytes(record[4:8], "little") == VERSION
+        and _CRC.unpack_from(record, RECORD_BYTES - _CRC.size)[0] == crc32c(record[: -_CRC.size])
+    )
+
+
+def pack_saved(saved: SavedPositions) -> bytes:
+    """The 64 bytes of one slot."""
+    return _with_crc(SAVED.pack(_SAVED_MAGIC, VERSION, *saved, 0))
+
+
+def unpack_saved(data: bytes) -> SavedPositions | None:
+    """The newest sound slot of the file's content; None when there is none."""
+    best: SavedPositions | None = None
+    for position in (0, SLOT_SPACING):
+        record = data[position : position + RECORD_BYTES]
+        if _is_sound(record, _SAVED_MAGIC):
+            found = SavedPositions(*SAVED.unpack_from(record)[2:7])
+            if best is None or found.sequence > best.sequence:
+                best = found
+    return best
+
+
+def pack_marker(marker: CleanMarker) -> bytes:
+    """The 64 bytes of a clean stop."""
+    return _with_crc(MARKER.pack(_MARKER_MAGIC, VERSION, *marker))
+
+
+def unpack_marker(data: bytes) -> CleanMarker | None:
+    """The marker in the file's content; None when it is not sound."""
+    record = data[:RECORD_BYTES]
+    return CleanMarker(*MARKER.unpack_from(record)[2:]) if _is_sound(record, _MARKER_MAGIC) else None

@@ -1,0 +1,464 @@
+"""One copy of one partition: an append-only sequence of record batches in segments.
+
+Guarantees:
+
+- One process at a time: `open` holds the directory's flock until `close`.
+- `append` either made the whole batch part of the log, in the page cache, or raised and changed nothing that a reader
+  can see. The first batch of a new segment returns only after the segment's name is on the device.
+- `durable_end` moves only by a successful fdatasync. After a failed one the log refuses everything, for good.
+- A file that a reader may have mapped is never shortened; deleted files keep their bytes for those who have them open.
+
+It does not decide when to flush or to retain, checks no CRC on append, and knows no high watermark but the saved one:
+the partition's leader does. Not thread-safe, but for `FlushJob.run` and `unlink_deleted`.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from zbroker.clock import NS_PER_MS, Clock
+from zbroker.config.schema import TopicConfig
+from zbroker.errors import (
+    BrokerError,
+    DiskFullError,
+    OffsetOutOfRangeError,
+    StorageError,
+    TooManyOpenFilesError,
+)
+from zbroker.record.layout import LOG_OVERHEAD, BatchHeader
+from zbroker.storage.checkpoint import Positions, remove_marker, write_marker
+from zbroker.storage.epochs import Epochs
+from zbroker.storage.files import Buffer, Files
+from zbroker.storage.flush import FlushJob
+from zbroker.storage.handles import Handles
+from zbroker.storage.layout import DELETED, CleanMarker
+from zbroker.storage.recovery import Opened, open_segments
+from zbroker.storage.retention import DeletedFiles, count_expired, remove_copy, unlink_leftovers
+from zbroker.storage.scan import EPOCH_MAX
+from zbroker.storage.segment import NO_TIMESTAMP, Segment
+
+# base_offset, batch_length, leader_epoch, last_offset_delta, max_timestamp of a stamped batch
+_STAMPED = struct.Struct(">qii7xi8xq")
+
+
+class DiskSpace(NamedTuple):
+    """What the stores of a log know of their disk."""
+
+    is_tmpfs: bool
+    disk_free_min_bytes: int
+
+
+class Log:
+    """An open log. Offsets count records; `log_end` is the offset that the next record gets."""
+
+    def __init__(
+        self, directory: Path, config: TopicConfig, files: Files, clock: Clock, handles: Handles, space: DiskSpace
+    ) -> None:
+        """Use `Log.open`."""
+        self.directory = directory
+        self.epochs = Epochs(directory, files)
+        self.failure: BrokerError | None = None
+        self.log_start = self.log_end = self.durable_end = 0
+        self.size_bytes = 0
+        self.last_append_ns = self.unflushed_since_ns = 0
+        self._config = config
+        self._files = files
+        self._clock = clock
+        self._handles = handles
+        self._space = space
+        self._positions = Positions(directory, files)
+        self._deleted = DeletedFiles(files)
+        self._segments: list[Segment] = []
+        self._bases: list[int] = []
+        self._epoch: int | None = None
+        self._is_marked = False
+        self._is_fresh = False
+        self._must_sync_names = True
+        self._lock_fd = -1
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        config: TopicConfig,
+        files: Files,
+        clock: Clock,
+        *,
+        leader_epoch_hint: int | None = None,
+        handles: Handles | None = None,
+        disk_free_min_bytes: int = 0,
+    ) -> Log:
+        """Lock the directory, made if need be, and open the log in it, recovered unless it was closed cleanly.
+
+        `leader_epoch_hint`: the epoch of the grant; no batch can have a higher one. `handles`: one for all logs of a
+        process. Raises DirectoryLockedError, CopyDamagedError (the files are untouched), DiskFullError, StorageError.
+        """
+        handles = handles or Handles(files)
+        is_fresh = files.make_directory(directory)
+        while True:
+            try:
+                lock_fd = files.lock_directory(directory)
+                break
+            except TooManyOpenFilesError:
+                if not handles.make_room():
+                    raise
+        try:
+            unlink_leftovers(directory, files)
+            log = cls(directory, config, files, clock, handles, DiskSpace(files.is_tmpfs(directory), disk_free_min_bytes))
+            log._is_fresh = is_fresh
+            epoch_max = EPOCH_MAX if leader_epoch_hint is None else leader_epoch_hint
+            opened = open_segments(
+                directory, files, log._positions, log.epochs, log._make_segment, epoch_max=epoch_max
+            )
+            log._take(opened)
+        except BaseException:
+            files.close(lock_fd)
+            raise
+        log._lock_fd = lock_fd
+        return log
+
+    def _take(self, opened: Opened) -> None:
+        self.recovery = opened.report
+        self._segments = opened.segments
+        self._bases = [segment.base_offset for segment in opened.segments]
+        self.log_start = opened.log_start
+        self.log_end = self._active.next_offset
+        self.size_bytes = sum(segment.size_bytes for segment in opened.segments)
+        self._is_marked = opened.report.is_clean
+        recovery_point = self.log_end if opened.report.is_clean else self._positions.saved.recovery_point
+        self.durable_end = min(max(recovery_point, self.log_start), self.log_end)
+        if self.durable_end < self.log_end:
+            self.unflushed_since_ns = self._clock.now_ns()
+        self._retire(opened.removed)
+
+    def _make_segment(self, base_offset: int) -> Segment:
+        return Segment(
+            self.directory,
+            base_offset,
+            self._files,
+            self._handles,
+            self._space,
+            segment_bytes=self._config.segment_bytes,
+            index_interval_bytes=self._config.index_interval_bytes,
+        )
+
+    # --- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def _active(self) -> Segment:
+        return self._segments[-1]
+
+    @property
+    def active_base(self) -> int:
+        """Base offset of the segment that is appended to."""
+        return self._bases[-1]
+
+    @property
+    def active_position(self) -> int:
+        """The byte in the active segment where the next batch goes."""
+        return self._segments[-1].store.end
+
+    @property
+    def segment_count(self) -> int:
+        """Segments, the active one included."""
+        return len(self._segments)
+
+    @property
+    def saved_high_watermark(self) -> int:
+        """The high watermark as last saved; 0 when none was."""
+        return min(self._positions.saved.high_watermark, self.log_end)
+
+    @property
+    def unflushed_records(self) -> int:
+        """Records that no fdatasync has covered yet; `unflushed_since_ns` is when the oldest of them came."""
+        return self.log_end - self.durable_end
+
+    def configure(self, config: TopicConfig) -> None:
+        """Take changed topic settings; the active segment follows the new sizes at once."""
+        self._config = config
+        self._active.store.limit = config.segment_bytes
+        self._active.index_interval_bytes = config.index_interval_bytes
+
+    # --- append ------------------------------------------------------------------------------------------------------
+
+    def append(self, batch: Buffer, header: BatchHeader) -> None:
+        """Append one batch, checked by the caller and stamped with `log_end` as its base offset.
+
+        What is stored is taken from the stamped bytes; `header` may be the one from before the stamp. Raises
+        DiskFullError, TooManyOpenFilesError or StorageError with nothing changed; the first two may pass by themselves.
+        """
+        if self.failure is not None:
+            self._refuse()
+        base_offset, length, epoch, last_delta, max_timestamp = _STAMPED.unpack_from(batch)
+        size_bytes = length + LOG_OVERHEAD
+        assert base_offset == self.log_end, f"a batch stamped {base_offset} where {self.log_end} comes next"
+        assert size_bytes == len(batch) and last_delta == header.last_offset_delta
+        next_offset = base_offset + last_delta + 1
+        segment = self._segments[-1]
+        if not segment.has_room(size_bytes, next_offset) or (
+            segment.first_timestamp != NO_TIMESTAMP
+            and max_timestamp - segment.first_timestamp > self._config.segment_ms
+        ):
+            segment = self.roll()
+        if self._must_sync_names or epoch != self._epoch:
+            self._begin_writing(epoch)
+        try:
+            segment.append(batch, size_bytes, next_offset, max_timestamp)
+        except BrokerError as error:
+            if segment.store.is_spoilt:
+                self._fail(error)
+            raise
+        now_ns = self._clock.now_ns()
+        if self.durable_end == base_offset:
+            self.unflushed_since_ns = now_ns
+        self.log_end = next_offset
+        self.size_bytes += size_bytes
+        self.last_append_ns = now_ns
+
+    def _begin_writing(self, epoch: int) -> None:
+        """Before the first batch of an epoch or of a segment: names and epoch are in place."""
+        if epoch != self._epoch:
+            self.epochs.note_epoch(epoch, self.log_end)
+            self.epochs.save(durable=False)
+            self._epoch = epoch
+        if self._must_sync_names:
+            remove_marker(self.directory, self._files)
+            self._is_marked = False
+            try:
+                self._files.fsync_directory(self.directory)
+                if self._is_fresh:
+                    self._files.fsync_directory(self.directory.parent)
+            except StorageError as error:
+                self._fail(error)
+                raise
+            self._is_fresh = self._must_sync_names = False
+
+    def roll(self) -> Segment:
+        """Seal the active segment and begin another at `log_end`. An empty one stays. On an error nothing changed."""
+        active = self._active
+        if active.next_offset == active.base_offset:
+            return active
+        segment = self._make_segment(self.log_end)
+        try:
+            segment.create()
+            active.seal()
+        except BrokerError:
+            self._handles.drop(segment.store)
+            for path in segment.paths:
+                self._files.unlink(path)
+            active.unseal()
+            raise
+        self._segments.append(segment)
+        self._bases.append(segment.base_offset)
+        self._must_sync_names = True
+        return segment
+
+    # --- read --------------------------------------------------------------------------------------------------------
+
+    def _segment_of(self, offset: int) -> Segment:
+        if self.failure is not None:
+            self._refuse()
+        if not self.log_start <= offset <= self.log_end:
+            raise OffsetOutOfRangeError(f"offset {offset} is not in {self.log_start} to {self.log_end}")
+        return self._segments[bisect_right(self._bases, offset) - 1]
+
+    def read(self, offset: int, max_bytes: int, upper_offset: int) -> bytes:
+        """Whole batches from the one that contains `offset`, below `upper_offset`: at least one, if there is one, then
+        as many as `max_bytes` hold, of one segment. Their CRCs were checked. Raises OffsetOutOfRangeError."""
+        segment = self._segment_of(offset)
+        if offset >= min(upper_offset, self.log_end):
+            return b""
+        return segment.read(offset, max_bytes, upper_offset)
+
+    def position_of(self, offset: int) -> tuple[int, int]:
+        """(segment base, byte position) of the batch that contains `offset`; of the end, for `log_end`."""
+        segment = self._segment_of(offset)
+        if offset == segment.next_offset:
+            return segment.base_offset, segment.store.end
+        return segment.base_offset, segment.find(offset).position
+
+    def offset_for_time(self, timestamp_ms: int, upper_offset: int) -> tuple[int, int] | None:
+        """(offset, timestamp) of the first record as late as `timestamp_ms`, below `upper_offset`; else None.
+
+        Exact but for compressed batches and Kafka's rows, where it may be up to one batch early, never late.
+        """
+        if self.failure is not None:
+            self._refuse()
+        for segment in self._segments:
+            if segment.next_offset > self.log_start and segment.timestamp_max >= timestamp_ms:
+                found = segment.find_time(timestamp_ms, max(self.log_start, segment.base_offset))
+                if found is not None:
+                    return found if found[0] < upper_offset else None
+        return None
+
+    # --- durability --------------------------------------------------------------------------------------------------
+
+    def flush_due(self, now_ns: int) -> bool:
+        """Whether the topic's flush settings, or a sealed segment that was never synced, ask for a flush."""
+        if self.durable_end == self.log_end:
+            return False
+        if self._bases[-1] > self.durable_end:
+            return True
+        count, age_ms = self._config.flush_messages, self._config.flush_ms
+        return 0 < count <= self.unflushed_records or 0 <= age_ms * NS_PER_MS <= now_ns - self.unflushed_since_ns
+
+    def begin_flush(self) -> FlushJob:
+        """A job that makes everything appended so far durable: run it in any thread, then `finish_flush` here."""
+        if self.failure is not None:
+            self._refuse()
+        self.epochs.save(durable=True)
+        fds: list[int] = []
+        try:
+            for segment in self._segments:
+                if segment.next_offset > self.durable_end:
+                    fds.append(self._files.duplicate(segment.store.fd()))
+        except BrokerError:
+            for fd in fds:
+                self._files.close(fd)
+            raise
+        return FlushJob(self._files, fds, end_offset=self.log_end, began_ns=self._clock.now_ns())
+
+    def finish_flush(self, job: FlushJob) -> int:
+        """Take a job's result and return `durable_end`. Its error is fatal: raised now, and by every call from now on."""
+        if job.error is not None:
+            self._fail(job.error)
+            self._refuse()
+        if job.end_offset > self.durable_end:
+            self.durable_end = job.end_offset
+            self.unflushed_since_ns = job.began_ns
+            self._save_positions(self._positions.saved.high_watermark)
+        return self.durable_end
+
+    def flush(self) -> int:
+        """fdatasync what was appended and return the offset up to which the log is durable. An error is fatal."""
+        job = self.begin_flush()
+        job.run()
+        return self.finish_flush(job)
+
+    def save_high_watermark(self, high_watermark: int) -> None:
+        """Remember the high watermark for the next start: damage below it will be taken for damage, not for a tear."""
+        assert high_watermark <= self.log_end
+        self._save_positions(high_watermark)
+
+    def _save_positions(self, high_watermark: int) -> None:
+        try:
+            self._positions.save(
+                high_watermark=high_watermark, recovery_point=self.durable_end, log_start=self.log_start
+            )
+        except (DiskFullError, TooManyOpenFilesError):
+            pass  # the older positions stay true; the next save comes soon
+
+    def _fail(self, error: BrokerError) -> None:
+        self.failure = error
+
+    def _refuse(self) -> NoReturn:
+        raise StorageError(f"{self.directory} is out of use since: {self.failure}") from self.failure
+
+    # --- retention ---------------------------------------------------------------------------------------------------
+
+    def retain(self, now_ms: int, high_watermark: int) -> int:
+        """Roll a segment that is too old, delete what the topic's settings let go, and return the log start."""
+        if self.failure is not None:
+            self._refuse()
+        first_timestamp = self._active.first_timestamp
+        try:
+            if first_timestamp != NO_TIMESTAMP and now_ms - first_timestamp > self._config.segment_ms:
+                self.roll()
+            self._expire(now_ms, high_watermark, self._config.retention_ms, self._config.retention_bytes)
+        except DiskFullError:
+            pass  # no room for a new segment: the active one stays, and grows no further
+        return self.log_start
+
+    def truncate_before(self, offset: int) -> int:
+        """Delete records below `offset`, and return the log start. Raises OffsetOutOfRangeError behind the log end."""
+        if offset > self.log_end:
+            raise OffsetOutOfRangeError(f"offset {offset} lies behind the log end {self.log_end}")
+        if offset > self.log_start:
+            self.log_start = offset
+            self.epochs.cut_start(offset)
+            self._save_positions(self._positions.saved.high_watermark)
+            self._expire(0, offset, -1, -1)
+        return self.log_start
+
+    def _expire(self, now_ms: int, high_watermark: int, retention_ms: int, retention_bytes: int) -> None:
+        candidates = self._segments if self._active.size_bytes else self._segments[:-1]
+        count = count_expired(
+            candidates,
+            now_ms=now_ms,
+            log_start=self.log_start,
+            high_watermark=high_watermark,
+            retention_ms=retention_ms,
+            retention_bytes=retention_bytes,
+        )
+        if count == len(self._segments):
+            try:
+                self.roll()
+            except DiskFullError:
+                count -= 1
+        if count:
+            gone = self._segments[:count]
+            del self._segments[:count]
+            del self._bases[:count]
+            self.size_bytes -= sum(segment.size_bytes for segment in gone)
+            self.log_start = max(self.log_start, self._bases[0])
+            self.durable_end = max(self.durable_end, self.log_start)
+            self.epochs.cut_start(self.log_start)
+            self._save_positions(self._positions.saved.high_watermark)
+            self._retire(gone)
+
+    def _retire(self, segments: list[Segment]) -> None:
+        for segment in segments:
+            self._handles.drop(segment.store)
+            self._handles.drop_indexes(segment)
+            self._deleted.add(
+                segment.paths, now_ns=self._clock.now_ns(), delay_ms=self._config.file_delete_delay_ms
+            )
+
+    def unlink_deleted(self, now_ns: int) -> int:
+        """Unlink segment files whose delay has passed; how many. May run in another thread."""
+        return self._deleted.unlink_due(now_ns)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self, clean: bool = True) -> None:
+        """Give the files and the lock back. `clean`: sync first and leave the marker that spares the next start a scan;
+        where that fails, the close is not clean, and nothing is lost."""
+        if self._lock_fd < 0:
+            return
+        try:
+            if clean and self.failure is None and not self._is_marked:
+                self._mark_clean()
+        except BrokerError:
+            pass  # without a marker the next start scans
+        finally:
+            for segment in self._segments:
+                self._handles.drop(segment.store)
+                self._handles.drop_indexes(segment)
+            self._files.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _mark_clean(self) -> None:
+        if self.durable_end < self.log_end:
+            self.flush()
+        self._active.save_indexes()
+        self.epochs.save(durable=False)
+        self._save_positions(self._positions.saved.high_watermark)
+        marker = CleanMarker(self.log_start, self.log_end, self.active_base, self.active_position)
+        write_marker(self.directory, self._files, marker)
+
+    def delete(self) -> None:
+        """Remove the whole copy. A death in the middle leaves a directory that `sweep_deleted_copies` removes."""
+        for segment in self._segments:
+            self._handles.drop(segment.store)
+            self._handles.drop_indexes(segment)
+        target = self.directory.with_name(self.directory.name + DELETED)
+        try:
+            remove_copy(target, self._files)
+            self._files.rename(self.directory, target)
+            remove_copy(target, self._files)
+        finally:
+            self._files.close(self._lock_fd)
+            self._lock_fd = -1
