@@ -1,7 +1,7 @@
 """A topic's settings as people and messages write them: texts by Kafka's dotted names.
 
-Guarantees: `parse_overrides` accepts `retention.ms` and `retention_ms`, '7d' and '64KiB', and refuses the unknown and the
-out of bounds with InvalidConfigurationError that names it. What it returns is what the metadata log keeps: dotted
+Guarantees: `parse_overrides` accepts `retention.ms` and `retention_ms`, '7d' and '64KiB', and refuses the unknown and
+the out of bounds with InvalidConfigurationError that names it. What it returns is what the metadata log keeps: dotted
 names, plain values.
 """
 
