@@ -47,6 +47,8 @@ ACKS_LEADER: Final = 1
 ACKS_ALL: Final = -1
 ACKS_FSYNC: Final = 2
 ACKS_KNOWN: Final = frozenset({ACKS_NONE, ACKS_LEADER, ACKS_ALL, ACKS_FSYNC})
+_ACKS_OF_THE_LEADER: Final = (ACKS_LEADER, ACKS_NONE)
+_ACKS_AT_ONCE: Final = (ACKS_LEADER, ACKS_ALL)
 UP_TO_HIGH_WATERMARK: Final = -1
 FLUSH_WAITERS_MAX: Final = 10_000
 _COPIES_IN_SYNC: Final = 1
@@ -121,7 +123,7 @@ class Partition:
         if event.leader_epoch > self.leader_epoch:
             return UnknownLeaderEpochError(f"epoch {event.leader_epoch}; this leader has {self.leader_epoch}")
         acks = event.acks
-        if acks == ACKS_LEADER or acks == ACKS_NONE:
+        if acks in _ACKS_OF_THE_LEADER:
             return None
         if acks not in ACKS_KNOWN:
             return InvalidRequiredAcksError(f"acks {acks}")
@@ -145,7 +147,7 @@ class Partition:
         effects.append(ev.Publish(event.next_offset))
         if self._waits:
             self._wake_passed(effects)
-        if event.acks == ACKS_LEADER or event.acks == ACKS_ALL:
+        if event.acks in _ACKS_AT_ONCE:
             effects.append(ev.Acknowledge(event.request, event.base_offset))
         if 0 < self.config.flush_messages <= self.log_end - self.durable:
             self._begin_flush(effects)
@@ -206,13 +208,19 @@ class Partition:
             self._begin_flush(effects)
         return effects
 
+    def _rolled(self, event: ev.Rolled, now_ns: int) -> list[Effect]:
+        effects: list[Effect] = [ev.Restate()]
+        if self.durable < self.log_end and self.state is not State.OFFLINE:
+            self._begin_flush(effects)
+        return effects
+
     def _tick(self, event: ev.Tick, now_ns: int) -> list[Effect]:
         effects: list[Effect] = []
         flush_ms = self.config.flush_ms
         since_ns = self._dirty_since_ns
-        if self.state is not State.OFFLINE and flush_ms >= 0 and since_ns is not None:
-            if now_ns - since_ns >= flush_ms * NS_PER_MS:
-                self._begin_flush(effects)
+        is_due = flush_ms >= 0 and since_ns is not None and now_ns - since_ns >= flush_ms * NS_PER_MS
+        if is_due and self.state is not State.OFFLINE:
+            self._begin_flush(effects)
         return effects
 
     def _damaged(self, event: ev.Damaged, now_ns: int) -> list[Effect]:
@@ -236,7 +244,7 @@ class Partition:
         if event.leader_epoch <= self.leader_epoch:
             return []
         self.leader_epoch = event.leader_epoch
-        return [ev.NoteEpoch(event.leader_epoch, self.log_end), ev.Restate()]
+        return [ev.Restate()]
 
     def _revoked(self, event: ev.Revoked, now_ns: int) -> list[Effect]:
         effects: list[Effect] = [ev.Retire()]
@@ -288,6 +296,7 @@ _HANDLERS: Final[dict[type[Event], Callable[[Partition, Any, int], list[Effect]]
     ev.DeleteBefore: Partition._delete_before,
     ev.Trimmed: Partition._trimmed,
     ev.Flushed: Partition._flushed,
+    ev.Rolled: Partition._rolled,
     ev.Tick: Partition._tick,
     ev.Damaged: Partition._damaged,
     ev.RoomLost: Partition._room_lost,

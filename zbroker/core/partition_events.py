@@ -77,6 +77,10 @@ class Flushed(Event, frozen=True, gc=False):
     durable: int
 
 
+class Rolled(Event, frozen=True, gc=False):
+    """The log began another segment: the one before is complete, and so is what a restart need not read again."""
+
+
 class Tick(Event, frozen=True, gc=False):
     """Time went on."""
 
@@ -172,13 +176,6 @@ class AnswerLogStart(Effect, frozen=True, gc=False):
 
     request: object
     log_start: int
-
-
-class NoteEpoch(Effect, frozen=True, gc=False):
-    """Write down that batches from `start_offset` on carry this epoch."""
-
-    leader_epoch: int
-    start_offset: int
 
 
 class Retire(Effect, frozen=True, gc=False):

@@ -1,0 +1,92 @@
+"""What a worker does now and then for its partitions: retention, flush by time, high watermark checkpoints, disk room.
+
+Guarantees: the work is cut into slices of `SLICE` partitions a turn, so that a thousand idle partitions neither hold up
+a request nor cost more than a fraction of a percent of a core; there is one timer for all of them. Whatever waits for a
+disk runs in the thread. A partition whose disk has too little room refuses produce, and takes it again by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from zbroker.clock import NS_PER_MS, Clock
+from zbroker.config.schema import StorageSection
+from zbroker.core import partition_events as ev
+from zbroker.errors import BrokerError
+from zbroker.transport.loop import Loop
+from zbroker.workers.disk_thread import DiskThread
+from zbroker.workers.leader import Leader
+
+TICK_MS: Final = 100
+ROOM_INTERVAL_MS: Final = 500
+SLICE: Final = 32
+
+_log = logging.getLogger(__name__)
+
+Leaders = Mapping[tuple[int, int], Leader]
+
+
+class Housekeeping:
+    """See the module. It starts with the first turn of the loop."""
+
+    def __init__(self, leaders: Leaders, loop: Loop, clock: Clock, disk: DiskThread, settings: StorageSection) -> None:
+        self._leaders = leaders
+        self._loop = loop
+        self._clock = clock
+        self._disk = disk
+        self._settings = settings
+        self._retention_ns = clock.now_ns()
+        self._checkpoint_ns = clock.now_ns()
+        self._room_ns = clock.now_ns()
+        loop.call_every(TICK_MS, self.tick)
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now_ns = self._clock.now_ns()
+        for leader in self._leaders.values():
+            if leader.config.flush_ms >= 0:
+                leader.handle(ev.Tick())
+        if now_ns >= self._room_ns:
+            self._room_ns = now_ns + ROOM_INTERVAL_MS * NS_PER_MS
+            self.check_room()
+        if now_ns >= self._retention_ns:
+            self._retention_ns = now_ns + self._settings.retention_check_interval_ms * NS_PER_MS
+            self._slice(list(self._leaders), self._retain)
+        if now_ns >= self._checkpoint_ns:
+            self._checkpoint_ns = now_ns + self._settings.high_watermark_checkpoint_interval_ms * NS_PER_MS
+            self._slice(list(self._leaders), _save_high_watermarks)
+
+    def check_room(self) -> None:
+        """Look at the room on the disks of all partitions: one system call for each file system, not each partition."""
+        has_room_on: dict[int, bool] = {}
+        for leader in self._leaders.values():
+            device = leader.device
+            if device not in has_room_on:
+                has_room_on[device] = leader.free_bytes() >= self._settings.disk_free_min_bytes
+            leader.note_room(has_room=has_room_on[device])
+
+    def _retain(self, leaders: list[Leader]) -> None:
+        wall_ms, now_ns = self._clock.wall_ms(), self._clock.now_ns()
+        for leader in leaders:
+            leader.retain(wall_ms)
+        logs = [leader.log for leader in leaders]
+        self._disk.submit(lambda: [log.unlink_deleted(now_ns) for log in logs], self._unlinked)
+
+    def _unlinked(self, _: object, error: BaseException | None) -> None:
+        if isinstance(error, BrokerError):
+            _log.warning("deleted segments stay for now", extra={"error": error})
+        elif error is not None:
+            raise error
+
+    def _slice(self, keys: list[tuple[int, int]], work: Callable[[list[Leader]], None]) -> None:
+        work([leader for key in keys[:SLICE] if (leader := self._leaders.get(key)) is not None])
+        rest = keys[SLICE:]
+        if rest:
+            self._loop.call_after(0, lambda: self._slice(rest, work))
+
+
+def _save_high_watermarks(leaders: list[Leader]) -> None:
+    for leader in leaders:
+        leader.save_high_watermark()

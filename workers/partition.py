@@ -1,0 +1,263 @@
+"""The worker: leads partitions, takes what their clients ask, by lane and by socket alike.
+
+One loop, one thread; fdatasync and deletion are waited for in another. It opens nothing before the coordinator
+grants it. Whatever happens to one client or one partition ends there; the process ends by SIGTERM (drained, every copy
+closed with its clean mark) or by death (nothing acknowledged is lost: the page cache outlives a process).
+
+SLEEP AND SPIN. While requests come, the loop turns and nobody has to ring. When none is there it may watch the lanes'
+heads for at most `workers.spin_us` before it sleeps: only while the waits before were short enough for that to have
+paid, and only when there are more cores than busy processes, since on a shared core it keeps the very client from
+running that it waits for. Then it says that it sleeps, looks at every lane again, and blocks for at most 100 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from zbroker import ids
+from zbroker.clock import NS_PER_MS
+from zbroker.config.schema import ServerConfig
+from zbroker.errors import BrokerError, InvalidRequestError, StaleIncarnationError
+from zbroker.shm.board import BoardWriter
+from zbroker.shm.layout import Counter
+from zbroker.storage.files import Files
+from zbroker.transport.loop import IDLE_MS
+from zbroker.wire.codec import decode, encode
+from zbroker.wire.layout import INNER_APIS, PEER, Api, unpack_header
+from zbroker.wire.messages import Done, OpenLane, Register, Registered
+from zbroker.workers.disk_thread import DiskThread, IoClock
+from zbroker.workers.grants import Grants
+from zbroker.workers.housekeeping import Housekeeping
+from zbroker.workers.lanes import Lanes, ServedLane
+from zbroker.workers.leader import Host
+from zbroker.workers.link import RouterLink
+from zbroker.workers.request import Frame, Request
+from zbroker.workers.runtime import Reload, Role, exit_code_of
+from zbroker.workers.serving import RequestHandler, Serving
+from zbroker.workers.spin import Spin
+from zbroker.workers.waits import Waits
+
+REGISTER_INTERVAL_MS: Final = 100
+CLOSE_TIMEOUT_MS: Final = 3_000
+TURN_INTERVAL_NS: Final = 200_000
+BACKLOG_MS: Final = 1
+SWITCH_INTERVAL_S: Final = 0.0005
+
+
+class SocketRoute:
+    """The way back to a client that asked through the router."""
+
+    __slots__ = ("_link", "_return_address")
+
+    def __init__(self, link: RouterLink, return_address: bytes) -> None:
+        self._link = link
+        self._return_address = return_address
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send through the router."""
+        self._link.send((self._return_address, *frames))
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, role: Role) -> None:
+        limits = role.config.limits
+        self._role = role
+        self._clock = role.clock
+        self.board: BoardWriter = role.make_board(limits.partitions_per_process_max)
+        io_clock = IoClock(role.clock, self.board.io_begin, self.board.io_end)
+        self._disk = DiskThread(role.loop, io_clock, "disk")
+        self._waits = Waits()
+        host = Host(
+            board=self.board,
+            clock=role.clock,
+            disk=self._disk,
+            wake=self._waits.wake,
+            message_max_bytes=limits.message_max_bytes,
+            records_max=limits.records_per_batch_max,
+            once=role.once,
+        )
+        self._grants = Grants(host, role.loop, io_clock, role.config, Files())
+        leaders = self._grants.leaders
+        self._serving = Serving(leaders, self._waits, self.board, role.clock, limits)
+        self._housekeeping = Housekeeping(leaders, role.loop, role.clock, self._disk, role.config.storage)
+        self._lanes = Lanes(
+            loop=role.loop,
+            clock=role.clock,
+            board=self.board,
+            limits=limits,
+            socket_path=role.paths.lane_socket(role.name),
+            incarnation=role.incarnation,
+            handle=self.handle,
+            forget=self._forget_lane,
+        )
+        self._spin = Spin(role.config.workers.spin_us, len(os.sched_getaffinity(0)), self._lanes)
+        self._sleeper = self.board.sleeper()
+        role.loop.before_sleep = self._before_sleep
+        role.loop.after_sleep = self._sleeper.awake
+        self._client_apis: dict[int, RequestHandler] = {
+            Api.PRODUCE: self._produce,
+            Api.FETCH: self._serving.fetch,
+            Api.LIST_OFFSETS: self._serving.list_offsets,
+            Api.DELETE_RECORDS: self._serving.delete_records,
+            Api.OPEN_LANE: self._open_lane,
+        }
+        self._lane_apis: dict[int, RequestHandler] = {**self._client_apis, Api.WAIT: self._serving.wait}
+        self._inner_apis: dict[int, RequestHandler] = {
+            Api.GRANT: self._grants.grant,
+            Api.REVOKE: self._grants.revoke,
+            Api.RECONFIGURE: self._grants.reconfigure,
+            Api.ANNOUNCE: self._announced,
+        }
+        self._is_registered = False
+        self._is_registering = False
+        self._link = RouterLink(
+            role.loop,
+            role.clock,
+            f"ipc://{role.paths.back}",
+            number=role.number,
+            incarnation=role.incarnation,
+            message_max_bytes=limits.message_max_bytes,
+            on_request=self._from_router,
+            on_welcome=self._register,
+        )
+
+    def run(self) -> None:
+        """Serve until the role is asked to end, then answer what is there and close every copy."""
+        role, lanes = self._role, self._lanes
+        role.set_running()
+        next_turn_ns = 0
+        while not role.is_stopping:
+            work = lanes.visit()
+            if work:
+                self._spin.note_work()
+                now_ns = self._clock.now_ns()
+                if now_ns < next_turn_ns:
+                    continue
+                next_turn_ns = now_ns + TURN_INTERVAL_NS
+                role.turn(0)
+            else:
+                role.turn(self._sleep_ms())
+            if len(self._waits):
+                self._waits.expire(self._clock.now_ns())
+            self.board.count(Counter.LOOPS)
+
+    def close(self) -> None:
+        """Take nothing more, let the disk finish, close every copy, give back lanes and sockets."""
+        if not self._role.must_stop_now:
+            self._lanes.visit()
+        deadline_ns = self._clock.now_ns() + CLOSE_TIMEOUT_MS * NS_PER_MS
+        self._disk.close(timeout_s=CLOSE_TIMEOUT_MS / 1_000)
+        self._grants.close(deadline_ns)
+        self._lanes.close()
+        self._link.close()
+
+    def handle(self, request: Request) -> None:
+        """Take a request, whichever way it came; it is answered now or later. Only its asker hears of an error."""
+        api = request.header.api
+        self.board.count(Counter.REQUESTS)
+        handler = (self._lane_apis if isinstance(request.route, ServedLane) else self._client_apis).get(api)
+        try:
+            if handler is None:
+                raise InvalidRequestError(f"a worker does not serve api {api} this way")
+            handler(request)
+        except BrokerError as error:
+            self.board.count(Counter.ERRORS)
+            request.refuse(error)
+
+    def _produce(self, request: Request) -> None:
+        self._serving.leader_of(request).produce(request)
+
+    def _open_lane(self, request: Request) -> None:
+        if len(request.body) != 1:
+            raise InvalidRequestError(f"one body frame, not {len(request.body)}")
+        wanted = decode(OpenLane, request.body[0])
+        request.reply(encode(self._lanes.offer(wanted.request_bytes, wanted.reply_bytes, request.uid)))
+
+    def _from_router(self, frames: list[bytes]) -> None:
+        header = unpack_header(frames[2])
+        uid = PEER.unpack(frames[1])[0]
+        request = Request(header, frames[3:], SocketRoute(self._link, frames[0]), uid)
+        if header.api not in INNER_APIS:
+            self.handle(request)
+            return
+        try:
+            handler = self._inner_apis.get(header.api)
+            if handler is None or len(request.body) != 1:
+                raise InvalidRequestError(f"a worker does not serve api {header.api}")
+            handler(request)
+        except BrokerError as error:
+            self._role.log.error("the coordinator asked for what cannot be", extra={"error": error})
+            request.refuse(error)
+
+    def _forget_lane(self, served: ServedLane) -> None:
+        self._serving.forget(served)
+
+    def _announced(self, request: Request) -> None:
+        request.reply(encode(Done()))
+        self._is_registered = False
+        self._register()
+
+    def _register(self) -> None:
+        if self._is_registering:
+            return
+        self._is_registering = True
+        role = self._role
+        register = Register(
+            number=role.number,
+            incarnation=role.incarnation,
+            board=str(self.board.path),
+            lane_socket=str(role.paths.lane_socket(role.name)),
+            holding=self._grants.holding(),
+        )
+        self._link.call(ids.COORDINATOR, Api.REGISTER, register, self._registered)
+
+    def _registered(self, error: BrokerError | None, body: bytes) -> None:
+        self._is_registering = False
+        if isinstance(error, StaleIncarnationError):
+            raise error
+        if error is not None:
+            self._role.loop.call_after(REGISTER_INTERVAL_MS, self._register)
+            return
+        coordinator = decode(Registered, body).coordinator_incarnation
+        if not self._is_registered:
+            self._role.log.info("registered", extra={"coordinator": f"{coordinator:x}"})
+        self._is_registered = True
+
+    def _sleep_ms(self) -> float:
+        if self._lanes.has_backlog:
+            return BACKLOG_MS
+        deadline_ns = self._waits.nearest_deadline_ns
+        if deadline_ns is None:
+            return IDLE_MS
+        # A deadline that is due already still gets a timeout: zero would turn the loop without ever sleeping.
+        return min(float(IDLE_MS), max(0.05, (deadline_ns - self._clock.now_ns()) / NS_PER_MS))
+
+    def _before_sleep(self) -> bool:
+        if self._spin.until_input():
+            return False
+        self._sleeper.prepare()
+        return not self._lanes.has_input()
+
+
+def main(config: ServerConfig, index: int, *, is_replica: bool = False, reload: Reload | None = None) -> int:
+    """Run worker (or replica) `index` until SIGTERM. Returns the exit code."""
+
+    def run() -> None:
+        number = ids.replica_number(index) if is_replica else ids.worker_number(index)
+        with Role.start(config, number, reload=reload) as role:
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            if config.workers.pin:
+                cores = sorted(os.sched_getaffinity(0))
+                os.sched_setaffinity(0, {cores[index % len(cores)]})
+            worker = Worker(role)
+            try:
+                worker.run()
+            finally:
+                worker.close()
+
+    return exit_code_of(run)

@@ -1,0 +1,117 @@
+"""Requests that wait for records: the readers that sleep.
+
+Guarantees: a wait ends once, by a passed high watermark, by its deadline, by its replacement, or because a partition of
+it is not led here any more. Its order among others is that of the partition's waits. There is no timer for each wait:
+`expire` looks at the nearest deadline, which a heap keeps. At most `WAITS_MAX` waits are open.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from zbroker.core import partition_events as ev
+from zbroker.core.partition import State
+from zbroker.errors import PolicyViolationError
+from zbroker.workers.leader import Leader
+
+WAITS_MAX: Final = 65_536
+PARTITIONS_MAX: Final = 10_000
+_STALE_DEADLINES_MAX: Final = 1_024
+
+Watched = list[tuple[Leader, int]]
+
+
+class Wait:
+    """One open wait. `on_wake(wait)` is asked when something passed: True ends the wait, False goes on with it."""
+
+    __slots__ = ("number", "on_end", "on_wake", "watched")
+
+    def __init__(
+        self, number: int, watched: Watched, on_wake: Callable[[Wait], bool], on_end: Callable[[Wait], None]
+    ) -> None:
+        self.number = number
+        self.watched = watched
+        self.on_wake = on_wake
+        self.on_end = on_end
+
+
+class Waits:
+    """All open waits of a process."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Wait] = {}
+        self._deadlines: list[tuple[int, int]] = []
+        self._next_number = 1
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def nearest_deadline_ns(self) -> int | None:
+        """When `expire` may next have something to do; it may be the time of a wait that has ended already."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def open(
+        self,
+        watched: Watched,
+        deadline_ns: int,
+        on_wake: Callable[[Wait], bool],
+        on_end: Callable[[Wait], None],
+    ) -> int:
+        """Wait until one of `watched` has its high watermark above the offset beside it. Returns the wait's number.
+
+        `on_wake` may be called before this returns. `on_end` is called at the deadline. Raises PolicyViolationError
+        when too many waits are open.
+        """
+        if len(self._open) >= WAITS_MAX or len(watched) > PARTITIONS_MAX:
+            raise PolicyViolationError(f"{len(self._open)} waits are open in this process")
+        number = self._next_number
+        self._next_number += 1
+        wait = self._open[number] = Wait(number, watched, on_wake, on_end)
+        heapq.heappush(self._deadlines, (deadline_ns, number))
+        self._watch(wait)
+        return number
+
+    def wake(self, numbers: Sequence[int]) -> None:
+        """What the waits of one partition waited for has come. Their partition has forgotten them."""
+        for number in numbers:
+            wait = self._open.get(number)
+            if wait is None:
+                continue
+            if wait.on_wake(wait):
+                self.close(number)
+            else:
+                wait.watched = [(leader, max(offset, leader.high_watermark)) for leader, offset in wait.watched]
+                self._watch(wait)
+
+    def close(self, number: int) -> None:
+        """End a wait without a word. An ended one stays ended."""
+        wait = self._open.pop(number, None)
+        if wait is None:
+            return
+        for leader, _ in wait.watched:
+            if leader.state is not State.REVOKED:
+                leader.handle(ev.StopWaiting(number))
+        if len(self._deadlines) > 2 * len(self._open) + _STALE_DEADLINES_MAX:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._open]
+            heapq.heapify(self._deadlines)
+
+    def expire(self, now_ns: int) -> int:
+        """End the waits whose time is over. Returns how many."""
+        count = 0
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, number = heapq.heappop(self._deadlines)
+            wait = self._open.get(number)
+            if wait is not None:
+                self.close(number)
+                wait.on_end(wait)
+                count += 1
+        return count
+
+    def _watch(self, wait: Wait) -> None:
+        for leader, offset in wait.watched:
+            if wait.number not in self._open:
+                return
+            leader.handle(ev.WaitFor(wait.number, offset))
