@@ -207,6 +207,13 @@ class UnknownLeaderEpochError(BrokerError):
     retriable = True
 
 
+class UnsupportedCompressionTypeError(BrokerError):
+    """A batch is compressed in a way that this installation cannot read."""
+
+    code = 76
+    hint = "compression_type of the producer; pip install 'zbroker[zstd]' for zstd"
+
+
 class InvalidRecordError(BrokerError):
     """A record is not valid for its topic."""
 

@@ -1,7 +1,8 @@
 """Read, check and stamp record batches without looking at their records.
 
 Guarantees: nothing here decodes or decompresses a body, so the cost of a batch is its CRC and a constant. Every length
-is checked against the bytes at hand before it is used.
+is checked against the bytes at hand before it is used. Whether the columns or rows inside make sense is the reader's
+to find out (`columns.py`, `rows.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from collections.abc import Iterator
 from zbroker.errors import CorruptRecordError, MessageSizeTooLargeError, RecordListTooLargeError
 from zbroker.record.crc import ReadableBuffer, crc32c
 from zbroker.record.layout import (
+    COLUMN_BODY,
+    COLUMN_HEAD,
+    COMPRESSION_MAX,
+    FLAGS_KNOWN,
     HEADER,
     HEADER_BYTES,
     LOG_APPEND_TIME,
@@ -22,6 +27,7 @@ from zbroker.record.layout import (
     POSITION_CRC,
     POSITION_EPOCH,
     POSITION_MAX_TIMESTAMP,
+    ROW_BYTES_MIN,
     BatchHeader,
 )
 
@@ -60,11 +66,30 @@ def check_batch(view: ReadableBuffer, *, size_bytes_max: int, records_max: int) 
         raise CorruptRecordError(f"the batch says {header.batch_length + LOG_OVERHEAD} bytes, {size_bytes} came")
     if header.record_count > records_max:
         raise RecordListTooLargeError(f"a batch of {header.record_count} records; at most {records_max} are accepted")
-    if header.record_count < 1 or header.last_offset_delta != header.record_count - 1:
-        raise CorruptRecordError(f"{header.record_count} records, but the last offset is {header.last_offset_delta}")
+    _check_counts(view, header)
     if not crc_matches(view, 0, header):
         raise CorruptRecordError("the batch's CRC does not match its bytes")
     return header
+
+
+def _check_counts(view: ReadableBuffer, header: BatchHeader) -> None:
+    """Refuse what no reader could read, so that a consumer never stands before a batch that the broker took."""
+    count, size_bytes, codec = header.record_count, header.size_bytes, header.compression
+    if count < 1 or header.last_offset_delta != count - 1:
+        raise CorruptRecordError(f"{count} records, but the last offset delta is {header.last_offset_delta}")
+    if codec > COMPRESSION_MAX:
+        raise CorruptRecordError(f"compression {codec}; 0 to {COMPRESSION_MAX} have a meaning")
+    if header.magic == MAGIC_ROWS:
+        records_bytes_min = HEADER_BYTES + ROW_BYTES_MIN * count
+    else:
+        if size_bytes % 8 or size_bytes < COLUMN_BODY:
+            raise CorruptRecordError(f"a columnar batch of {size_bytes} bytes, which is not a multiple of 8")
+        flags, zero = COLUMN_HEAD.unpack_from(view, HEADER_BYTES)
+        if flags & ~FLAGS_KNOWN or zero:
+            raise CorruptRecordError(f"column flags {flags:#x} are not known")
+        records_bytes_min = COLUMN_BODY + 4 * count
+    if not codec and records_bytes_min > size_bytes:
+        raise CorruptRecordError(f"{count} records do not fit into {size_bytes} bytes")
 
 
 def crc_matches(view: ReadableBuffer, position: int, header: BatchHeader) -> bool:
@@ -82,7 +107,7 @@ def stamp(batch: bytearray | memoryview, base_offset: int, leader_epoch: int) ->
     _I32.pack_into(batch, POSITION_EPOCH, leader_epoch)
 
 
-def stamp_append_time(batch: bytearray, wall_ms: int) -> None:
+def stamp_append_time(batch: bytearray | memoryview, wall_ms: int) -> None:
     """Make the broker's time the time of every record of the batch, and compute its CRC anew."""
     attributes = _I16.unpack_from(batch, POSITION_ATTRIBUTES)[0]
     _I16.pack_into(batch, POSITION_ATTRIBUTES, attributes | LOG_APPEND_TIME)
@@ -90,7 +115,7 @@ def stamp_append_time(batch: bytearray, wall_ms: int) -> None:
     write_crc(batch)
 
 
-def write_crc(batch: bytearray) -> None:
+def write_crc(batch: bytearray | memoryview) -> None:
     """Compute the CRC of a finished batch and write it into its header."""
     covered = memoryview(batch)[POSITION_ATTRIBUTES:]
     crc = crc32c(covered)

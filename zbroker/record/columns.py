@@ -1,7 +1,11 @@
 """The columnar body (magic 67): encode a batch at C speed, and look at one without copying it.
 
 Nothing here loops over records in Python where the common case (no nulls, no headers, one timestamp) can be left to
-`map`, `accumulate`, `array` and `join`: 70 to 100 ns a record of 100 bytes.
+`map`, `accumulate`, `array` and `join`: 65 to 100 ns a record of 100 bytes.
+
+A reader checks everything it is told before it uses it: flags, the room that the arrays need, the ends of the blobs,
+and, before the first record is cut out, that the ends of a column ascend. What contradicts itself is a
+CorruptRecordError, never a wrong record.
 """
 
 from __future__ import annotations
@@ -10,16 +14,17 @@ import struct
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
-from operator import le
 from typing import Final
 
-from zbroker.errors import CorruptRecordError
+from zbroker.errors import CorruptRecordError, InvalidRecordError, MessageSizeTooLargeError
 from zbroker.record.batch import write_crc
-from zbroker.record.compression import NONE, codec_number, compress, decompress
+from zbroker.record.compression import DECOMPRESSED_BYTES_MAX, NONE, codec_number, compress, decompress
 from zbroker.record.layout import (
+    BATCH_BYTES_MAX,
     COLUMN_BODY,
     COLUMN_HEAD,
     COMPRESSED_HEAD,
+    COMPRESSION_MASK,
     FLAG_HEADERS,
     FLAG_KEYS,
     FLAG_NULL_KEYS,
@@ -28,6 +33,7 @@ from zbroker.record.layout import (
     FLAGS_KNOWN,
     HEADER,
     HEADER_BYTES,
+    HEADER_NAME_BYTES_MAX,
     LOG_OVERHEAD,
     MAGIC_COLUMNS,
     NO_EPOCH,
@@ -40,6 +46,7 @@ from zbroker.record.layout import (
 from zbroker.record.records import Header
 
 _PADS: Final = tuple(bytes(n) for n in range(8))
+_BYTES_WANTED: Final = "serialize first: value_serializer, key_serializer; for text, str.encode"
 Blob = bytes | None
 
 
@@ -59,79 +66,97 @@ def encode_columns(
     """Build one whole batch, base offset 0, leader epoch -1, CRC in place; its size is a multiple of 8.
 
     `keys`, `headers` and `timestamps_ms` have one entry for each value, or are None. `timestamp_ms` is every record's
-    time when `timestamps_ms` is None.
+    time when `timestamps_ms` is None. Raises InvalidRecordError for a value or key that is not bytes-like or None,
+    MessageSizeTooLargeError beyond 2 GiB.
     """
     count = len(values)
     assert count > 0, "a batch has at least one record"
-    flags = 0
+    flags = blob_bytes = 0
     arrays: list[bytes] = []
     bitmaps: list[bytes] = []
-    values, ends, nulls = _column(values)
-    _add_array(arrays, ends)
+    present, ends, nulls = _column(values)
+    _add_padded(arrays, ends.tobytes())
     if nulls:
         flags |= FLAG_NULL_VALUES
         _add_padded(bitmaps, nulls)
-    blobs: Sequence[bytes] = values
-    if keys is not None and any(map(_is_present, keys)):
+    columns: list[Sequence[bytes]] = [present]
+    blob_bytes += ends[-1]
+    if keys is not None and keys.count(None) < count:
         assert len(keys) == count
         flags |= FLAG_KEYS
-        keys, key_ends, null_keys = _column(keys)
-        _add_array(arrays, key_ends)
-        if null_keys:
+        present, ends, nulls = _column(keys)
+        _add_padded(arrays, ends.tobytes())
+        if nulls:
             flags |= FLAG_NULL_KEYS
-            _add_padded(bitmaps, null_keys)
-        blobs = [*values, *keys]
+            _add_padded(bitmaps, nulls)
+        columns.append(present)
+        blob_bytes += ends[-1]
     arrays += bitmaps
     max_timestamp = timestamp_ms
     if timestamps_ms is not None:
         assert len(timestamps_ms) == count
-        flags |= FLAG_TIMESTAMPS
-        arrays.append(array("q", timestamps_ms).tobytes())
         timestamp_ms, max_timestamp = timestamps_ms[0], max(timestamps_ms)
+        if max_timestamp != min(timestamps_ms):
+            flags |= FLAG_TIMESTAMPS
+            arrays.append(array("q", timestamps_ms).tobytes())
     if headers is not None and any(headers):
         assert len(headers) == count
         flags |= FLAG_HEADERS
-        header_blobs = list(map(_encode_headers, headers))
-        _add_array(arrays, array("I", accumulate(map(len, header_blobs))))
-        blobs = [*blobs, *header_blobs]
+        columns.append(list(map(_encode_headers, headers)))
+        ends = array("I", list(accumulate(map(len, columns[-1]))))
+        _add_padded(arrays, ends.tobytes())
+        blob_bytes += ends[-1]
     codec = codec_number(compression) if compression != "none" else NONE
+    body_bytes = sum(map(len, arrays)) + blob_bytes
+    parts = [*arrays, *columns[0]] if len(columns) == 1 else [*arrays, *(blob for column in columns for blob in column)]
     if codec:
-        body = b"".join((*arrays, *blobs))
-        squeezed = compress(codec, body, compression_level)
-        parts: Sequence[bytes] = (COMPRESSED_HEAD.pack(len(squeezed), len(body)), squeezed)
-        body_bytes = COMPRESSED_HEAD.size + len(squeezed)
-    else:
-        parts = (*arrays, *blobs)
-        body_bytes = sum(map(len, parts))
-    pad = padding(body_bytes)
+        stored = compress(codec, _join(parts, body_bytes), compression_level)
+        parts = [COMPRESSED_HEAD.pack(len(stored), body_bytes), stored]
+        body_bytes = COMPRESSED_HEAD.size + len(stored)
+    size_bytes = COLUMN_BODY + body_bytes + padding(body_bytes)
+    if size_bytes > BATCH_BYTES_MAX:
+        raise MessageSizeTooLargeError(f"a batch of {size_bytes} bytes cannot be written down")
     head = HEADER.pack(
-        0, COLUMN_BODY + body_bytes + pad - LOG_OVERHEAD, NO_EPOCH, MAGIC_COLUMNS, 0, codec, count - 1,
+        0, size_bytes - LOG_OVERHEAD, NO_EPOCH, MAGIC_COLUMNS, 0, codec, count - 1,
         timestamp_ms, max_timestamp, producer_id, producer_epoch, base_sequence, count,
     )  # fmt: skip
-    batch = bytearray().join((head, COLUMN_HEAD.pack(flags, 0), *parts, _PADS[pad]))
+    batch = _join([head, COLUMN_HEAD.pack(flags, 0), *parts, _PADS[padding(body_bytes)]], size_bytes)
     write_crc(batch)
     return batch
 
 
-def _is_present(blob: Blob) -> bool:
-    return blob is not None
+def _join(parts: list[bytes], size_bytes: int) -> bytearray:
+    """Join at C speed. A value of a wrong type shows here, so that no record is looked at one by one before."""
+    try:
+        joined = bytearray().join(parts)
+    except TypeError as error:
+        raise InvalidRecordError(f"a value or key is not bytes: {error}", hint=_BYTES_WANTED) from None
+    if len(joined) != size_bytes:
+        raise InvalidRecordError("a value or key is a view of items larger than a byte", hint="view.cast('B')")
+    return joined
 
 
 def _column(blobs: Sequence[Blob]) -> tuple[Sequence[bytes], array[int], bytes]:
     """(blobs without None, their ends, a bitmap of the None or b'')."""
     try:
-        return blobs, array("I", accumulate(map(len, blobs))), b""  # type: ignore[arg-type,return-value]
+        return blobs, _ends(blobs), b""  # type: ignore[return-value]  # None in it makes len fail
     except TypeError:
         nulls = bytearray(len(blobs) + 7 >> 3)
         for index, blob in enumerate(blobs):
             if blob is None:
                 nulls[index >> 3] |= 1 << (index & 7)
         present = [b"" if blob is None else blob for blob in blobs]
-        return present, array("I", accumulate(map(len, present))), bytes(nulls)
+    try:
+        return present, _ends(present), bytes(nulls)
+    except TypeError as error:
+        raise InvalidRecordError(f"a value or key is not bytes: {error}", hint=_BYTES_WANTED) from None
 
 
-def _add_array(arrays: list[bytes], column: array[int]) -> None:
-    _add_padded(arrays, column.tobytes())
+def _ends(blobs: Sequence[Blob]) -> array[int]:
+    try:
+        return array("I", list(accumulate(map(len, blobs))))  # type: ignore[arg-type]  # None: TypeError, as wanted
+    except OverflowError:
+        raise MessageSizeTooLargeError("a column of more than 4 GiB cannot be written down") from None
 
 
 def _add_padded(arrays: list[bytes], data: bytes) -> None:
@@ -144,7 +169,12 @@ def _add_padded(arrays: list[bytes], data: bytes) -> None:
 def _encode_headers(headers: tuple[Header, ...]) -> bytes:
     parts = []
     for name, value in headers:
-        encoded = name.encode()
+        try:
+            encoded = name.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRecordError(f"a header's name is no valid text: {error}") from None
+        if len(encoded) > HEADER_NAME_BYTES_MAX:
+            raise InvalidRecordError(f"a header's name of {len(encoded)} bytes; at most {HEADER_NAME_BYTES_MAX}")
         parts.append(RECORD_HEADER.pack(len(encoded), NULL_LENGTH if value is None else len(value)))
         parts.append(encoded)
         parts.append(value or b"")
@@ -154,16 +184,21 @@ def _encode_headers(headers: tuple[Header, ...]) -> bytes:
 class Columns:
     """A view of one columnar batch. Lengths are checked when it is made; blobs are sliced only when asked for.
 
-    `value_ends` and `data` are views into the given memory when the batch is not compressed.
+    `value_ends` and `data` are views into the given memory when the batch is not compressed. They are what the batch
+    says: `values()` and `keys()` check that ends ascend, a reader of the bare arrays calls `check_ascending` first
+    where it does not trust the producer.
     """
 
     __slots__ = (
-        "_body", "_flags", "_header", "_header_position", "_key_nulls", "_key_position", "_timestamps",
-        "_value_nulls", "count", "data", "header_ends", "key_ends", "value_ends",
+        "_body", "_flags", "_header", "_header_blob", "_header_ends", "_key_blob", "_key_nulls", "_timestamps",
+        "_value_nulls", "count", "data", "key_ends", "value_ends",
     )  # fmt: skip
 
     def __init__(self, batch: memoryview, header: BatchHeader) -> None:
-        """`batch` is exactly one batch, its CRC checked by the caller. Raises CorruptRecordError for lying lengths."""
+        """`batch` is exactly one batch, its CRC checked by the caller.
+
+        Raises CorruptRecordError for lying lengths, UnsupportedCompressionTypeError for a codec not installed.
+        """
         assert header.magic == MAGIC_COLUMNS
         try:
             flags, zero = COLUMN_HEAD.unpack_from(batch, HEADER_BYTES)
@@ -171,88 +206,125 @@ class Columns:
             raise CorruptRecordError("a columnar batch is cut short") from error
         if flags & ~FLAGS_KNOWN or zero:
             raise CorruptRecordError(f"column flags {flags:#x}: written by a newer zbroker?")
+        count = header.record_count
+        codec = header.attributes & COMPRESSION_MASK
+        body = _decompressed(batch, codec) if codec else batch[COLUMN_BODY:]
+        self.count = count
         self._header = header
         self._flags = flags
-        self.count = header.record_count
-        self._body = _body_of(batch, header.compression)
-        self._read_arrays()
+        self._body = body
+        position = 4 * count + 7 & -8
+        if count < 1 or position > len(body):
+            raise CorruptRecordError(f"{count} records do not fit into a body of {len(body)} bytes")
+        self.value_ends = body[: 4 * count].cast("I")
+        self.key_ends: memoryview | None = None
+        end = self._place_arrays(flags, position) if flags else self._place_values(position)
+        if (end if codec else end + padding(end)) != len(body):
+            raise CorruptRecordError(f"columns of {end} bytes in a body of {len(body)}")
 
-    def _read_arrays(self) -> None:
-        flags, count, body = self._flags, self.count, self._body
-        position = 0
+    def _place_values(self, position: int) -> int:
+        """Most batches have values only. Gives the end of what is in use."""
+        end: int = position + self.value_ends[-1]
+        self.data = self._body[position:end]
+        return end
 
-        def take(size_bytes: int) -> memoryview:
-            nonlocal position
-            if position + size_bytes > len(body):
-                raise CorruptRecordError(f"{count} records do not fit into a body of {len(body)} bytes")
-            found = body[position : position + size_bytes]
-            position += size_bytes + padding(size_bytes)
-            return found
-
-        self.value_ends = take(4 * count).cast("I")
-        self.key_ends = take(4 * count).cast("I") if flags & FLAG_KEYS else None
+    def _place_arrays(self, flags: int, position: int) -> int:
+        body, count = self._body, self.count
         bitmap_bytes = count + 7 >> 3
-        self._value_nulls = take(bitmap_bytes) if flags & FLAG_NULL_VALUES else None
-        self._key_nulls = take(bitmap_bytes) if flags & FLAG_NULL_KEYS else None
-        self._timestamps = take(8 * count).cast("q") if flags & FLAG_TIMESTAMPS else None
-        self.header_ends = take(4 * count).cast("I") if flags & FLAG_HEADERS else None
-        blobs = (self.value_ends, self.key_ends, self.header_ends)
-        sizes = [ends[-1] if ends is not None else 0 for ends in blobs]
-        if position + sum(sizes) > len(body):
-            raise CorruptRecordError(f"blobs of {sum(sizes)} bytes do not fit into a body of {len(body)}")
-        self.data = body[position : position + sizes[0]]
-        self._key_position = position + sizes[0]
-        self._header_position = self._key_position + sizes[1]
+        starts = []
+        for flag, size_bytes in (
+            (FLAG_KEYS, 4 * count),
+            (FLAG_NULL_VALUES, bitmap_bytes),
+            (FLAG_NULL_KEYS, bitmap_bytes),
+            (FLAG_TIMESTAMPS, 8 * count),
+            (FLAG_HEADERS, 4 * count),
+        ):
+            starts.append(slice(position, position + size_bytes) if flags & flag else None)
+            position += (size_bytes + 7 & -8) if flags & flag else 0
+        if position > len(body):
+            raise CorruptRecordError(f"{count} records do not fit into a body of {len(body)} bytes")
+        keys, value_nulls, key_nulls, timestamps, headers = starts
+        self.key_ends = body[keys].cast("I") if keys else None
+        self._value_nulls = body[value_nulls] if value_nulls else None
+        self._key_nulls = body[key_nulls] if key_nulls else None
+        self._timestamps = body[timestamps].cast("q") if timestamps else None
+        self._header_ends = body[headers].cast("I") if headers else None
+        position = self._place_values(position)
+        key_end = position + (self.key_ends[-1] if self.key_ends is not None else 0)
+        self._key_blob = slice(position, key_end)
+        header_end = key_end + (self._header_ends[-1] if self._header_ends is not None else 0)
+        self._header_blob = slice(key_end, header_end)
+        return header_end
 
     def values(self) -> list[bytes | None]:
         """Every value as bytes."""
-        return _slices(bytes(self.data), self.value_ends, self._value_nulls)
+        nulls = self._value_nulls if self._flags & FLAG_NULL_VALUES else None
+        return _with_nulls(cut(bytes(self.data), self.value_ends), nulls)
 
     def keys(self) -> list[bytes | None]:
         """Every key as bytes, None where a record has none."""
         if self.key_ends is None:
             return [None] * self.count
-        blob = bytes(self._body[self._key_position : self._header_position])
-        return _slices(blob, self.key_ends, self._key_nulls)
+        return _with_nulls(cut(bytes(self._body[self._key_blob]), self.key_ends), self._key_nulls)
 
-    def timestamps(self) -> Sequence[int]:
+    def timestamps(self) -> list[int]:
         """Every record's time in milliseconds."""
         if self._header.has_append_time:
             return [self._header.max_timestamp] * self.count
-        if self._timestamps is None:
+        if not self._flags & FLAG_TIMESTAMPS or self._timestamps is None:
             return [self._header.base_timestamp] * self.count
         return self._timestamps.tolist()
 
     def headers(self) -> list[tuple[Header, ...]] | None:
         """Every record's headers, or None when no record of the batch has any."""
-        if self.header_ends is None:
+        if not self._flags & FLAG_HEADERS or self._header_ends is None:
             return None
-        size_bytes = self.header_ends[-1]
-        blob = bytes(self._body[self._header_position : self._header_position + size_bytes])
-        return [_decode_headers(part or b"") for part in _slices(blob, self.header_ends, None)]
+        return list(map(_decode_headers, cut(bytes(self._body[self._header_blob]), self._header_ends)))
 
 
-def _body_of(batch: memoryview, codec: int) -> memoryview:
-    body = batch[COLUMN_BODY:]
-    if not codec:
-        return body
-    if len(body) < COMPRESSED_HEAD.size:
+def _decompressed(batch: memoryview, codec: int) -> memoryview:
+    stored_view = batch[COLUMN_BODY:]
+    if len(stored_view) < COMPRESSED_HEAD.size:
         raise CorruptRecordError("a compressed batch is cut short")
-    stored_bytes, body_bytes = COMPRESSED_HEAD.unpack_from(body)
-    if stored_bytes > len(body) - COMPRESSED_HEAD.size:
-        raise CorruptRecordError(f"{stored_bytes} compressed bytes do not fit into {len(body)}")
-    plain = decompress(codec, body[COMPRESSED_HEAD.size : COMPRESSED_HEAD.size + stored_bytes])
+    stored_bytes, body_bytes = COMPRESSED_HEAD.unpack_from(stored_view)
+    room = len(stored_view) - COMPRESSED_HEAD.size
+    if stored_bytes + padding(stored_bytes) != room:
+        raise CorruptRecordError(f"{stored_bytes} compressed bytes do not fill {room}")
+    if body_bytes > DECOMPRESSED_BYTES_MAX:
+        raise CorruptRecordError(f"a body of {body_bytes} bytes; at most {DECOMPRESSED_BYTES_MAX} are read")
+    plain = decompress(codec, stored_view[COMPRESSED_HEAD.size : COMPRESSED_HEAD.size + stored_bytes], body_bytes)
     if len(plain) != body_bytes:
         raise CorruptRecordError(f"{body_bytes} bytes were compressed, {len(plain)} came out")
     return memoryview(plain)
 
 
-def _slices(blob: bytes, ends: memoryview, nulls: memoryview | None) -> list[bytes | None]:
-    stops = ends.tolist()
-    starts = [0, *stops]
-    if not all(map(le, starts, stops)):
+def check_ascending(ends: Sequence[int]) -> list[int]:
+    """Give the ends of a column as a list. Raises CorruptRecordError when one lies before the one ahead of it.
+
+    Sorting what is sorted already is one pass at C speed: 6 ns a record.
+    """
+    stops = ends.tolist() if isinstance(ends, memoryview) else list(ends)
+    if stops != sorted(stops):
         raise CorruptRecordError("ends of a column do not ascend")
-    found: list[bytes | None] = list(map(blob.__getitem__, map(slice, starts, stops)))
+    return stops
+
+
+def cut(blob: bytes, ends: memoryview) -> list[bytes]:
+    """The parts of a blob that end where its column says. Raises CorruptRecordError when the ends lie."""
+    stops = check_ascending(ends)
+    if stops[-1] > len(blob):
+        raise CorruptRecordError(f"a column ends at {stops[-1]}, beyond its blob of {len(blob)} bytes")
+    parts: list[bytes] = []
+    append = parts.append
+    start = 0
+    for stop in stops:
+        append(blob[start:stop])
+        start = stop
+    return parts
+
+
+def _with_nulls(parts: list[bytes], nulls: memoryview | None) -> list[bytes | None]:
+    found: list[bytes | None] = [*parts] if nulls is not None else parts  # type: ignore[assignment]  # same list
     if nulls is not None:
         for index in range(len(found)):
             if nulls[index >> 3] >> (index & 7) & 1:

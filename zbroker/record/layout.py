@@ -10,33 +10,46 @@ after its own field; `base_offset` and `leader_epoch` lie before it, so a broker
     batch_length counts from byte 12.      attributes: bits 0-2 compression (0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd),
     crc is CRC-32C.                        3 timestamp type (1: LogAppendTime), 4 transactional, 5 control.
 
-Magic 2: Kafka's rows follow at byte 61 (`rows.py`). Magic 67: columns, little-endian, the batch a multiple of 8 bytes:
+MAGIC 2: Kafka's rows follow at byte 61 (`rows.py`); compressed, the codec's bytes stand there in place of the rows.
+
+MAGIC 67: columns, little-endian; the whole batch is a multiple of 8 bytes, so that arrays stay aligned in a file.
 
     61 column flags u8 | 62 zero u16 | 64 body
 
-    flags: 1 keys  2 null values  4 null keys  8 timestamps  16 headers
+    flags: 1 keys  2 null values  4 null keys  8 timestamps  16 headers; every other bit is 0
 
-    body, every array at a multiple of 8 from byte 64, n = record_count:
+    body, n = record_count; each array begins at a multiple of 8 from byte 64, zeros fill the gap before the next:
 
-      value_ends    u32[n]   end of each value in the value blob; the first begins at 0
-      key_ends      u32[n]   only with flag 1
-      value_nulls   ceil(n/8) bytes, bit i of byte i/8 (lowest first) set: value i is null; only with flag 2
+      value_ends    u32[n]   end of each value in the value blob; the first begins at 0; never descending
+      key_ends      u32[n]   the same for the key blob; only with flag 1
+      value_nulls   ceil(n/8) bytes, bit i%8 (1 << i%8) of byte i/8 set: value i is null; only with flag 2
       key_nulls     the same for keys; only with flag 4
-      timestamps    i64[n]   milliseconds; only with flag 8, else every record has base_timestamp
+      timestamps    i64[n]   milliseconds since 1970; only with flag 8
       header_ends   u32[n]   end of each record's headers in the header blob; only with flag 16
-      value blob, key blob, header blob: one after the other, no padding between; then zeros to a multiple of 8
+      value blob, key blob, header blob: each as long as its last end says, no gap between; zeros to a multiple of 8
+
+    A null has length 0 in its blob. Without flag 1 every key is null. Without flag 8 every record's time is
+    base_timestamp; with attribute bit 3 every record's time is max_timestamp, whatever flag 8 says. Record i has offset
+    base_offset + i; last_offset_delta is n - 1. Without flag 16 no record has headers.
 
       a header in the header blob: name length u16 | value length u32 (0xFFFFFFFF: null) | name, UTF-8 | value
 
-    compressed (attributes bits 0-2 not 0): stored_bytes u32 | body_bytes u32 | stored_bytes of compressed body | zeros
+    compressed (attributes bits 0-2 not 0): the bytes from 64 on are
 
-Unknown magic, unknown flags, unknown compression: CorruptRecordError. Magic 0 does not exist, so that an unwritten tail
+      stored_bytes u32 | body_bytes u32 | stored_bytes of the codec's output | zeros to a multiple of 8
+
+    and what comes out is exactly body_bytes: the body above without its last zeros. LZ4 and zstd are frames of their
+    formats, gzip is RFC 1952. body_bytes is at most 64 MiB.
+
+A reader refuses what it does not know: magic other than 2 and 67, a flag or an u16 at 62 that should be 0, compression
+5 to 7, a length that leaves bytes over or wants more than there are. Magic 0 does not exist, so that an unwritten tail
 of zeros shows itself.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from typing import Final, NamedTuple
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
@@ -53,6 +66,7 @@ MAGIC_ROWS: Final = 2
 MAGIC_COLUMNS: Final = 67
 
 COMPRESSION_MASK: Final = 0x07
+COMPRESSION_MAX: Final = 4  # zstd; 5 to 7 have no meaning
 LOG_APPEND_TIME: Final = 0x08
 TRANSACTIONAL: Final = 0x10
 CONTROL: Final = 0x20
@@ -68,6 +82,10 @@ FLAG_HEADERS: Final = 16
 FLAGS_KNOWN: Final = 31
 RECORD_HEADER = struct.Struct("<HI")
 NULL_LENGTH: Final = 0xFFFF_FFFF
+HEADER_NAME_BYTES_MAX: Final = 0xFFFF
+
+BATCH_BYTES_MAX: Final = LOG_OVERHEAD + 0x7FFF_FFF8  # what batch_length can say, in whole words
+ROW_BYTES_MIN: Final = 7  # length, attributes, two deltas, two lengths, header count: a byte each
 
 NO_PRODUCER: Final = -1
 NO_EPOCH: Final = -1
@@ -75,6 +93,8 @@ NO_EPOCH: Final = -1
 assert HEADER.size == HEADER_BYTES
 assert HEADER_BYTES + COLUMN_HEAD.size == COLUMN_BODY
 assert COLUMN_BODY % 8 == 0
+assert (COMPRESSED_HEAD.size, RECORD_HEADER.size) == (8, 6)
+assert sys.byteorder == "little", "columns are little-endian, and views cast them in place"
 
 
 class BatchHeader(NamedTuple):
