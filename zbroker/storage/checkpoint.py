@@ -44,7 +44,7 @@ class Positions:
         return self.saved.boot_id == self._boot_id
 
     def save(self, *, high_watermark: int, recovery_point: int, log_start: int) -> None:
-        """Write the positions when one of them changed. Raises DiskFullError or StorageError; the old ones then stay."""
+        """Write the positions if one of them changed. Raises DiskFullError or StorageError; the old ones then stay."""
         old = self.saved
         new = SavedPositions(old.sequence + 1, high_watermark, recovery_point, log_start, self._boot_id)
         if new[1:] == old[1:]:

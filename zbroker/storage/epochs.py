@@ -1,7 +1,7 @@
 """Which leader epoch began at which offset: Kafka's `leader-epoch-checkpoint`, in Kafka's text.
 
-Guarantees: epochs and start offsets only rise; `end_offset_for` answers as KIP-101 and KIP-279 ask. The file is replaced
-as a whole; the log knows better, because every batch carries its epoch, so that recovery corrects it.
+Guarantees: epochs and start offsets only rise; `end_offset_for` answers as KIP-101 and KIP-279 ask. The file is
+replaced as a whole; the log knows better, because every batch carries its epoch, so that recovery corrects it.
 
     0            version
     2            number of lines that follow
@@ -12,6 +12,7 @@ as a whole; the log knows better, because every batch carries its epoch, so that
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ def parse_epochs(data: bytes) -> list[EpochStart] | None:
             return None
     except (ValueError, TypeError):
         return None
-    for before, after in zip(starts, starts[1:], strict=False):
+    for before, after in pairwise(starts):
         if after.epoch <= before.epoch or after.start_offset <= before.start_offset:
             return None
     return starts if all(epoch >= 0 and offset >= 0 for epoch, offset in starts) else None

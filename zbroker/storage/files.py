@@ -120,7 +120,7 @@ class Files:
     # --- durability and space ----------------------------------------------------------------------------------------
 
     def fdatasync(self, fd: int) -> None:
-        """Return when the file's bytes are on the device. After an error never retry: the kernel calls the pages clean."""
+        """Return when the file's bytes are on the device. Never retry an error: the kernel then calls pages clean."""
         try:
             os.fdatasync(fd)
         except OSError as error:
@@ -263,7 +263,7 @@ class Files:
     # --- ownership ---------------------------------------------------------------------------------------------------
 
     def lock_directory(self, path: Path) -> int:
-        """Hold the directory's lock until the descriptor is closed. Never waits: DirectoryLockedError when it is held."""
+        """Hold the directory's lock until the descriptor is closed. Never waits: DirectoryLockedError if it is held."""
         fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

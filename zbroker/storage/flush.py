@@ -1,8 +1,8 @@
 """One fdatasync of a log, cut into a part for any thread and a part for the log's own.
 
-Guarantees: `run` touches nothing but its own duplicates of the descriptors, so the log goes on appending meanwhile. What
-it makes durable is what had been appended when the job was made. An error is kept, not raised: `Log.finish_flush` raises
-it, and the copy is done for, because after a failed sync the kernel calls the lost pages clean.
+Guarantees: `run` touches nothing but its own duplicates of the descriptors, so the log goes on appending meanwhile.
+What it makes durable is what had been appended when the job was made. An error is kept, not raised: `Log.finish_flush`
+raises it, and the copy is done for, because after a failed sync the kernel calls the lost pages clean.
 """
 
 from __future__ import annotations

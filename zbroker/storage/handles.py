@@ -8,6 +8,7 @@ lock each. Single-threaded: another thread works on a duplicate.
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Protocol
 
 from zbroker.errors import TooManyOpenFilesError
@@ -61,12 +62,15 @@ class Handles:
         self.adopt(owner, fd)
         return fd
 
-    def make_room(self) -> bool:
-        """Close the longest unused descriptor, for a caller that found no free one. False: none is open."""
-        if not self._open:
-            return False
-        self._close_oldest()
-        return True
+    def lock_directory(self, path: Path) -> int:
+        """`Files.lock_directory`, with room made for its descriptor if there is none left."""
+        while True:
+            try:
+                return self._files.lock_directory(path)
+            except TooManyOpenFilesError:
+                if not self._open:
+                    raise
+                self._close_oldest()
 
     def adopt(self, owner: Openable, fd: int) -> None:
         """Take over a descriptor that the owner has opened."""

@@ -77,8 +77,8 @@ class _Columns:
             self.save()
 
     def save(self) -> None:
-        """Write the entries that the file does not have yet. That it cannot be written is no error: they stay in memory,
-        and a start without them walks the log."""
+        """Write the entries that the file does not have yet. That it cannot be written is no error: they stay in
+        memory, and a start without them walks the log."""
         if self.is_saved:
             return
         start = self._saved_count

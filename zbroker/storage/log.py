@@ -15,64 +15,46 @@ the partition's leader does. Not thread-safe, but for `FlushJob.run` and `unlink
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from zbroker.clock import NS_PER_MS, Clock
 from zbroker.config.schema import TopicConfig
-from zbroker.errors import (
-    BrokerError,
-    DiskFullError,
-    OffsetOutOfRangeError,
-    StorageError,
-    TooManyOpenFilesError,
-)
+from zbroker.errors import BrokerError, DiskFullError, OffsetOutOfRangeError, StorageError, TooManyOpenFilesError
 from zbroker.record.layout import LOG_OVERHEAD, BatchHeader
 from zbroker.storage.checkpoint import Positions, remove_marker, write_marker
 from zbroker.storage.epochs import Epochs
 from zbroker.storage.files import Buffer, Files
 from zbroker.storage.flush import FlushJob
 from zbroker.storage.handles import Handles
+from zbroker.storage.index_pair import NO_TIMESTAMP
 from zbroker.storage.layout import DELETED, CleanMarker
-from zbroker.storage.recovery import Opened, open_segments
-from zbroker.storage.retention import DeletedFiles, count_expired, remove_copy, unlink_leftovers
+from zbroker.storage.recovery import Opened, RecoveryReport, open_segments
+from zbroker.storage.retention import count_expired, remove_copy, unlink_leftovers
 from zbroker.storage.scan import EPOCH_MAX
-from zbroker.storage.segment import NO_TIMESTAMP, Segment
+from zbroker.storage.segment import Segment
+from zbroker.storage.segments import Segments
+from zbroker.storage.store import DiskSpace
 
 # base_offset, batch_length, leader_epoch, last_offset_delta, max_timestamp of a stamped batch
 _STAMPED = struct.Struct(">qii7xi8xq")
 
 
-class DiskSpace(NamedTuple):
-    """What the stores of a log know of their disk."""
-
-    is_tmpfs: bool
-    disk_free_min_bytes: int
-
-
 class Log:
     """An open log. Offsets count records; `log_end` is the offset that the next record gets."""
 
-    def __init__(
-        self, directory: Path, config: TopicConfig, files: Files, clock: Clock, handles: Handles, space: DiskSpace
-    ) -> None:
+    def __init__(self, directory: Path, files: Files, clock: Clock, segments: Segments) -> None:
         """Use `Log.open`."""
         self.directory = directory
         self.epochs = Epochs(directory, files)
+        self.recovery = RecoveryReport()
         self.failure: BrokerError | None = None
         self.log_start = self.log_end = self.durable_end = 0
-        self.size_bytes = 0
         self.last_append_ns = self.unflushed_since_ns = 0
-        self._config = config
         self._files = files
         self._clock = clock
-        self._handles = handles
-        self._space = space
         self._positions = Positions(directory, files)
-        self._deleted = DeletedFiles(files)
-        self._segments: list[Segment] = []
-        self._bases: list[int] = []
+        self._segments = segments
         self._epoch: int | None = None
         self._is_marked = False
         self._is_fresh = False
@@ -98,68 +80,49 @@ class Log:
         """
         handles = handles or Handles(files)
         is_fresh = files.make_directory(directory)
-        while True:
-            try:
-                lock_fd = files.lock_directory(directory)
-                break
-            except TooManyOpenFilesError:
-                if not handles.make_room():
-                    raise
+        lock_fd = handles.lock_directory(directory)
         try:
             unlink_leftovers(directory, files)
-            log = cls(directory, config, files, clock, handles, DiskSpace(files.is_tmpfs(directory), disk_free_min_bytes))
-            log._is_fresh = is_fresh
+            space = DiskSpace(files.is_tmpfs(directory), disk_free_min_bytes)
+            segments = Segments(directory, config, files, clock, handles, space)
+            log = cls(directory, files, clock, segments)
             epoch_max = EPOCH_MAX if leader_epoch_hint is None else leader_epoch_hint
-            opened = open_segments(
-                directory, files, log._positions, log.epochs, log._make_segment, epoch_max=epoch_max
-            )
-            log._take(opened)
+            log._take(open_segments(directory, files, log._positions, log.epochs, segments.make, epoch_max=epoch_max))
         except BaseException:
             files.close(lock_fd)
             raise
         log._lock_fd = lock_fd
+        log._is_fresh = is_fresh
         return log
 
     def _take(self, opened: Opened) -> None:
         self.recovery = opened.report
-        self._segments = opened.segments
-        self._bases = [segment.base_offset for segment in opened.segments]
+        self._segments.take(opened.segments)
+        self._segments.retire(opened.removed)
         self.log_start = opened.log_start
-        self.log_end = self._active.next_offset
-        self.size_bytes = sum(segment.size_bytes for segment in opened.segments)
-        self._is_marked = opened.report.is_clean
+        self.log_end = self._segments.active.next_offset
+        self._is_marked = opened.report.is_clean and not opened.is_new
         recovery_point = self.log_end if opened.report.is_clean else self._positions.saved.recovery_point
         self.durable_end = min(max(recovery_point, self.log_start), self.log_end)
         if self.durable_end < self.log_end:
             self.unflushed_since_ns = self._clock.now_ns()
-        self._retire(opened.removed)
-
-    def _make_segment(self, base_offset: int) -> Segment:
-        return Segment(
-            self.directory,
-            base_offset,
-            self._files,
-            self._handles,
-            self._space,
-            segment_bytes=self._config.segment_bytes,
-            index_interval_bytes=self._config.index_interval_bytes,
-        )
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
     @property
-    def _active(self) -> Segment:
-        return self._segments[-1]
-
-    @property
     def active_base(self) -> int:
         """Base offset of the segment that is appended to."""
-        return self._bases[-1]
+        return self._segments.active.base_offset
 
     @property
     def active_position(self) -> int:
         """The byte in the active segment where the next batch goes."""
-        return self._segments[-1].store.end
+        return self._segments.active.store.end
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of batches in all segments."""
+        return self._segments.size_bytes
 
     @property
     def segment_count(self) -> int:
@@ -178,9 +141,7 @@ class Log:
 
     def configure(self, config: TopicConfig) -> None:
         """Take changed topic settings; the active segment follows the new sizes at once."""
-        self._config = config
-        self._active.store.limit = config.segment_bytes
-        self._active.index_interval_bytes = config.index_interval_bytes
+        self._segments.configure(config)
 
     # --- append ------------------------------------------------------------------------------------------------------
 
@@ -195,12 +156,14 @@ class Log:
         base_offset, length, epoch, last_delta, max_timestamp = _STAMPED.unpack_from(batch)
         size_bytes = length + LOG_OVERHEAD
         assert base_offset == self.log_end, f"a batch stamped {base_offset} where {self.log_end} comes next"
-        assert size_bytes == len(batch) and last_delta == header.last_offset_delta
+        assert size_bytes == len(batch)
+        assert last_delta == header.last_offset_delta
         next_offset = base_offset + last_delta + 1
-        segment = self._segments[-1]
+        segments = self._segments
+        segment = segments.active
         if not segment.has_room(size_bytes, next_offset) or (
             segment.first_timestamp != NO_TIMESTAMP
-            and max_timestamp - segment.first_timestamp > self._config.segment_ms
+            and max_timestamp - segment.first_timestamp > segments.config.segment_ms
         ):
             segment = self.roll()
         if self._must_sync_names or epoch != self._epoch:
@@ -215,7 +178,7 @@ class Log:
         if self.durable_end == base_offset:
             self.unflushed_since_ns = now_ns
         self.log_end = next_offset
-        self.size_bytes += size_bytes
+        segments.size_bytes += size_bytes
         self.last_append_ns = now_ns
 
     def _begin_writing(self, epoch: int) -> None:
@@ -238,21 +201,7 @@ class Log:
 
     def roll(self) -> Segment:
         """Seal the active segment and begin another at `log_end`. An empty one stays. On an error nothing changed."""
-        active = self._active
-        if active.next_offset == active.base_offset:
-            return active
-        segment = self._make_segment(self.log_end)
-        try:
-            segment.create()
-            active.seal()
-        except BrokerError:
-            self._handles.drop(segment.store)
-            for path in segment.paths:
-                self._files.unlink(path)
-            active.unseal()
-            raise
-        self._segments.append(segment)
-        self._bases.append(segment.base_offset)
+        segment = self._segments.roll()
         self._must_sync_names = True
         return segment
 
@@ -263,7 +212,7 @@ class Log:
             self._refuse()
         if not self.log_start <= offset <= self.log_end:
             raise OffsetOutOfRangeError(f"offset {offset} is not in {self.log_start} to {self.log_end}")
-        return self._segments[bisect_right(self._bases, offset) - 1]
+        return self._segments.of(offset)
 
     def read(self, offset: int, max_bytes: int, upper_offset: int) -> bytes:
         """Whole batches from the one that contains `offset`, below `upper_offset`: at least one, if there is one, then
@@ -300,9 +249,9 @@ class Log:
         """Whether the topic's flush settings, or a sealed segment that was never synced, ask for a flush."""
         if self.durable_end == self.log_end:
             return False
-        if self._bases[-1] > self.durable_end:
+        if self.active_base > self.durable_end:
             return True
-        count, age_ms = self._config.flush_messages, self._config.flush_ms
+        count, age_ms = self._segments.config.flush_messages, self._segments.config.flush_ms
         return 0 < count <= self.unflushed_records or 0 <= age_ms * NS_PER_MS <= now_ns - self.unflushed_since_ns
 
     def begin_flush(self) -> FlushJob:
@@ -322,7 +271,7 @@ class Log:
         return FlushJob(self._files, fds, end_offset=self.log_end, began_ns=self._clock.now_ns())
 
     def finish_flush(self, job: FlushJob) -> int:
-        """Take a job's result and return `durable_end`. Its error is fatal: raised now, and by every call from now on."""
+        """Take a job's result and return `durable_end`. Its error is fatal: every call raises it from now on."""
         if job.error is not None:
             self._fail(job.error)
             self._refuse()
@@ -363,13 +312,13 @@ class Log:
         """Roll a segment that is too old, delete what the topic's settings let go, and return the log start."""
         if self.failure is not None:
             self._refuse()
-        first_timestamp = self._active.first_timestamp
+        config, active = self._segments.config, self._segments.active
         try:
-            if first_timestamp != NO_TIMESTAMP and now_ms - first_timestamp > self._config.segment_ms:
+            if active.first_timestamp != NO_TIMESTAMP and now_ms - active.first_timestamp > config.segment_ms:
                 self.roll()
-            self._expire(now_ms, high_watermark, self._config.retention_ms, self._config.retention_bytes)
         except DiskFullError:
-            pass  # no room for a new segment: the active one stays, and grows no further
+            pass  # no room for a new segment: the old one goes on
+        self._expire(now_ms, high_watermark, config.retention_ms, config.retention_bytes)
         return self.log_start
 
     def truncate_before(self, offset: int) -> int:
@@ -384,42 +333,30 @@ class Log:
         return self.log_start
 
     def _expire(self, now_ms: int, high_watermark: int, retention_ms: int, retention_bytes: int) -> None:
-        candidates = self._segments if self._active.size_bytes else self._segments[:-1]
+        segments = list(self._segments)
         count = count_expired(
-            candidates,
+            segments if self._segments.active.size_bytes else segments[:-1],
             now_ms=now_ms,
             log_start=self.log_start,
             high_watermark=high_watermark,
             retention_ms=retention_ms,
             retention_bytes=retention_bytes,
         )
-        if count == len(self._segments):
+        if count == len(segments):
             try:
                 self.roll()
             except DiskFullError:
                 count -= 1
         if count:
-            gone = self._segments[:count]
-            del self._segments[:count]
-            del self._bases[:count]
-            self.size_bytes -= sum(segment.size_bytes for segment in gone)
-            self.log_start = max(self.log_start, self._bases[0])
+            self._segments.drop_oldest(count)
+            self.log_start = max(self.log_start, self._segments.first_base)
             self.durable_end = max(self.durable_end, self.log_start)
             self.epochs.cut_start(self.log_start)
             self._save_positions(self._positions.saved.high_watermark)
-            self._retire(gone)
-
-    def _retire(self, segments: list[Segment]) -> None:
-        for segment in segments:
-            self._handles.drop(segment.store)
-            self._handles.drop_indexes(segment)
-            self._deleted.add(
-                segment.paths, now_ns=self._clock.now_ns(), delay_ms=self._config.file_delete_delay_ms
-            )
 
     def unlink_deleted(self, now_ns: int) -> int:
         """Unlink segment files whose delay has passed; how many. May run in another thread."""
-        return self._deleted.unlink_due(now_ns)
+        return self._segments.deleted.unlink_due(now_ns)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -434,16 +371,14 @@ class Log:
         except BrokerError:
             pass  # without a marker the next start scans
         finally:
-            for segment in self._segments:
-                self._handles.drop(segment.store)
-                self._handles.drop_indexes(segment)
+            self._segments.release()
             self._files.close(self._lock_fd)
             self._lock_fd = -1
 
     def _mark_clean(self) -> None:
         if self.durable_end < self.log_end:
             self.flush()
-        self._active.save_indexes()
+        self._segments.active.indexes.save()
         self.epochs.save(durable=False)
         self._save_positions(self._positions.saved.high_watermark)
         marker = CleanMarker(self.log_start, self.log_end, self.active_base, self.active_position)
@@ -451,9 +386,7 @@ class Log:
 
     def delete(self) -> None:
         """Remove the whole copy. A death in the middle leaves a directory that `sweep_deleted_copies` removes."""
-        for segment in self._segments:
-            self._handles.drop(segment.store)
-            self._handles.drop_indexes(segment)
+        self._segments.release()
         target = self.directory.with_name(self.directory.name + DELETED)
         try:
             remove_copy(target, self._files)

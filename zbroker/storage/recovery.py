@@ -48,6 +48,7 @@ class Opened(NamedTuple):
     removed: list[Segment]
     log_start: int
     report: RecoveryReport
+    is_new: bool = False
 
 
 MakeSegment = Callable[[int], Segment]
@@ -70,7 +71,7 @@ def open_segments(
     segments = [make_segment(base) for base in bases]
     if not segments:
         first = _first_segment(positions, make_segment)
-        return Opened([first], [], first.base_offset, RecoveryReport(is_clean=positions.is_missing))
+        return Opened([first], [], first.base_offset, RecoveryReport(is_clean=positions.is_missing), is_new=True)
     marker = read_marker(directory, files)
     report = RecoveryReport()
     removed: list[Segment] = []
@@ -124,7 +125,7 @@ def _agrees(marker: CleanMarker, active: Segment) -> bool:
     scan = active.resume(_OFFSET_MAX, check_crc=False)
     if (scan.damage, scan.position, active.next_offset) != (None, marker.active_position, marker.log_end):
         return False
-    return not active.store.has_data_behind(scan.position) and active.settle(scan.position) is False
+    return not active.store.has_data_behind(scan.position) and not active.store.settle(scan.position)
 
 
 class _Recovery:
@@ -170,7 +171,7 @@ class _Recovery:
     def apply(self) -> tuple[list[Segment], list[Segment], RecoveryReport]:
         """Cut what was found torn. Gives segments that stay, segments to delete, and the report."""
         kept, removed = self._segments[: self._last + 1], self._segments[self._last + 1 :]
-        torn = [segment.settle(segment.store.end) for segment in kept[self._first :]]
+        torn = [segment.store.settle(segment.store.end) for segment in kept[self._first :]]
         for segment in kept[self._first : -1]:
             segment.seal()
         lost = max(0, self._positions.saved.high_watermark - kept[-1].next_offset)

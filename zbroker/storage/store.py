@@ -1,7 +1,7 @@
 """One .log file: the bytes of a segment, appended by pwrite into space allocated ahead.
 
-Guarantees: `end` is the logical end, a position; after a failed append it is what it was, and everything behind it reads
-as zeros again, so that nothing of the failed batch can come back as a phantom behind a shorter one. The file is never
+Guarantees: `end` is the logical end, a position; after a failed append it is what it was, and all behind it reads as
+zeros again, so that nothing of the failed batch can come back as a phantom behind a shorter one. The file is never
 shortened, because a reader may have it mapped; behind the logical end it holds zeros. Space is taken by fallocate in
 steps that double (64 KiB up to 64 MiB, 2 MiB on tmpfs, where a larger step stalls), and a full disk shows there.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple
 
 from zbroker.errors import BrokerError, DiskFullError, StorageError
 from zbroker.storage.files import Buffer, Files
@@ -25,7 +25,7 @@ GROWTH_MAX_TMPFS_BYTES: Final = 2 << 20
 PUSH_BYTES: Final = 16 << 20  # dirty pages are pushed out in pieces of this size, before the kernel stops the writer
 
 
-class Space(Protocol):
+class DiskSpace(NamedTuple):
     """What a store needs to know of its disk."""
 
     is_tmpfs: bool
@@ -42,7 +42,7 @@ class Store:
 
     __slots__ = ("_files", "_handles", "_pushed", "_space", "_step", "allocated", "end", "is_spoilt", "limit", "path")
 
-    def __init__(self, path: Path, files: Files, handles: Handles, space: Space, *, limit: int) -> None:
+    def __init__(self, path: Path, files: Files, handles: Handles, space: DiskSpace, *, limit: int) -> None:
         self.path = path
         self.limit = limit
         self.end = 0
@@ -96,7 +96,7 @@ class Store:
         return position
 
     def grow(self, size_bytes: int) -> None:
-        """Allocate so that `size_bytes` fit behind the end, and a step more when the disk has it. Raises DiskFullError."""
+        """Allocate so that `size_bytes` fit behind the end, and a step more if there is room. Raises DiskFullError."""
         needed = page_up(self.end + size_bytes)
         target = max(needed, min(self.allocated + self._step, page_up(self.limit)))
         step_max = GROWTH_MAX_TMPFS_BYTES if self._space.is_tmpfs else GROWTH_MAX_BYTES
@@ -166,8 +166,4 @@ class Store:
         boundary = page_up(self.end + SEAL_MARGIN_BYTES)
         if self.allocated > boundary:
             self._files.punch_hole(self._handles.fd(self), boundary, self.allocated - boundary)
-        self.allocated = self.end
-
-    def close(self) -> None:
-        """Close the descriptor. The store can be used again: it opens itself."""
-        self._handles.drop(self)
+        self.allocated = min(self.allocated, boundary)
