@@ -1,9 +1,9 @@
 """Opening and closing copies, as the coordinator says: nothing is opened without a grant, recovery included.
 
 Guarantees: a grant is answered when every copy in it is open and published, or has its error; at most one copy is
-opened in a turn of the loop, so that opening many does not hold up those that are led already. The same grant again is the
-same as once: it waits for an opening that is due. A revocation is answered when the files are closed, and gone if they
-were to be deleted. After a failed opening nothing is held, and the grant may come again.
+opened in a turn of the loop, so that opening many does not hold up those that are led already. The same grant again is
+the same as once: it waits for an opening that is due. A revocation is answered when the files are closed, and gone if
+they were to be deleted. After a failed opening nothing is held, and the grant may come again.
 """
 
 from __future__ import annotations

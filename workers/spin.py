@@ -2,7 +2,7 @@
 
 A wait that ends within the spin saves two system calls and a switch of processes; one that does not has burnt a core
 for nothing. So it spins only while most waits of late were short, with one try in `PROBE_EVERY` to notice when they
-become so, and only while more cores are there than lanes have talked lately plus this process: then nobody who could answer is
+become so, and only while more cores are there than lanes that have talked lately: then nobody who could answer is
 kept from running.
 """
 
