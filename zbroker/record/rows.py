@@ -30,6 +30,7 @@ Row = tuple[int, bytes | None, bytes | None, tuple[Header, ...]]
 """timestamp in milliseconds, key, value, headers"""
 
 _VARINT_BYTES_MAX = 10
+_TIMESTAMP_MIN, _TIMESTAMP_MAX = -(1 << 63), (1 << 63) - 1
 
 
 def encode_rows(
@@ -83,7 +84,9 @@ def decode_rows(batch: memoryview, header: BatchHeader) -> list[Row]:
             end = position + length
             if length < 1 or end > len(body):
                 raise CorruptRecordError(f"row {number} says {length} bytes, {len(body) - position} are left")
-            row, position = _take_row(body, position + 1, header.base_timestamp, append_time)
+            row, delta, position = _take_row(body, position + 1, header.base_timestamp, append_time)
+            if delta != number:
+                raise CorruptRecordError(f"row {number} says it is row {delta}")
             if position != end:
                 raise CorruptRecordError(f"row {number} ends at {position}, not at {end}")
             rows.append(row)
@@ -94,9 +97,10 @@ def decode_rows(batch: memoryview, header: BatchHeader) -> list[Row]:
     return rows
 
 
-def _take_row(body: bytes, position: int, base_timestamp: int, append_time: int | None) -> tuple[Row, int]:
-    delta, position = _take_varint(body, position)
-    _, position = _take_varint(body, position)
+def _take_row(body: bytes, position: int, base_timestamp: int, append_time: int | None) -> tuple[Row, int, int]:
+    """(row, offset delta, position behind it)."""
+    timestamp_delta, position = _take_varint(body, position)
+    offset_delta, position = _take_varint(body, position)
     key, position = _take_blob(body, position)
     value, position = _take_blob(body, position)
     count, position = _take_varint(body, position)
@@ -109,8 +113,10 @@ def _take_row(body: bytes, position: int, base_timestamp: int, append_time: int 
         if name is None:
             raise CorruptRecordError("a header has no name")
         headers.append((name.decode(), header_value))
-    timestamp_ms = base_timestamp + delta if append_time is None else append_time
-    return (timestamp_ms, key, value, tuple(headers)), position
+    timestamp_ms = base_timestamp + timestamp_delta if append_time is None else append_time
+    if not _TIMESTAMP_MIN <= timestamp_ms <= _TIMESTAMP_MAX:
+        raise CorruptRecordError("a row's time does not fit into 64 bits")
+    return (timestamp_ms, key, value, tuple(headers)), offset_delta, position
 
 
 def _put_varint(out: bytearray, value: int) -> None:

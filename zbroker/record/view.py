@@ -6,28 +6,51 @@ valid until `release()`, also when the file is deleted meanwhile: a mapping outl
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import repeat
-from typing import Any, overload
+from itertools import accumulate, repeat
+from typing import Any, Final, overload
 
 from zbroker.errors import CorruptRecordError
 from zbroker.ids import TopicPartition
-from zbroker.record.batch import crc_matches, read_header
-from zbroker.record.columns import Columns
+from zbroker.record.batch import read_header
+from zbroker.record.columns import Columns, check_ascending, cut
 from zbroker.record.compression import CODEC_NAMES
-from zbroker.record.layout import MAGIC_COLUMNS, MAGIC_ROWS, BatchHeader
+from zbroker.record.crc import crc32c
+from zbroker.record.layout import LOG_OVERHEAD, MAGIC_COLUMNS, MAGIC_ROWS, POSITION_ATTRIBUTES, BatchHeader
 from zbroker.record.records import APPEND_TIME, CREATE_TIME, ConsumerRecord, Header
 from zbroker.record.rows import Row, decode_rows
 
 Deserializer = Callable[[bytes], Any]
 
+_MAGICS: Final = (MAGIC_COLUMNS, MAGIC_ROWS)
+
 
 class ValuesView(Sequence[memoryview]):
-    """The values of a columnar batch: `data` is one blob, `ends` the end of each value in it, both without a copy."""
+    """The values of a batch: `data` is one blob, `ends` the end of each value in it, both without a copy.
+
+    numpy and Arrow take both as they are. Asking for a value checks once that the ends ascend; who reads `data` and
+    `ends` alone and does not trust the producer calls `check()`.
+    """
+
+    __slots__ = ("_is_checked", "data", "ends")
 
     def __init__(self, data: memoryview, ends: memoryview) -> None:
         self.data = data
         self.ends = ends
+        self._is_checked = False
+
+    def check(self) -> None:
+        """Return when every value lies within `data`, in order. Raises CorruptRecordError otherwise."""
+        if not self._is_checked:
+            stops = check_ascending(self.ends)
+            if stops and stops[-1] > len(self.data):
+                raise CorruptRecordError(f"values end at {stops[-1]}, beyond their blob of {len(self.data)} bytes")
+            self._is_checked = True
+
+    def tolist(self) -> list[bytes]:
+        """Every value as bytes of its own; a null value is b''."""
+        return cut(bytes(self.data), self.ends)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -38,24 +61,31 @@ class ValuesView(Sequence[memoryview]):
     def __getitem__(self, index: slice) -> list[memoryview]: ...
     def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
         """One value, or a list of them. A null value is an empty view; `RecordBatch` tells them apart."""
+        self.check()
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
             raise IndexError(index)
         start = self.ends[number - 1] if number else 0
-        end = self.ends[number]
-        if not start <= end <= len(self.data):
-            raise CorruptRecordError("ends of a column do not ascend")
-        return self.data[start:end]
+        return self.data[start : self.ends[number]]
 
-    def tolist(self) -> list[bytes]:
-        """Every value as bytes of its own."""
-        return [bytes(value) for value in self]
+    def __iter__(self) -> Iterator[memoryview]:
+        self.check()
+        data = self.data
+        start = 0
+        for end in self.ends:
+            yield data[start:end]
+            start = end
 
 
 class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
     """One batch of a partition, exactly as it lies in the log."""
+
+    __slots__ = (
+        "__weakref__", "_batch", "_columns", "_key_deserializer", "_records", "_rows", "_value_deserializer", "header",
+        "partition", "topic",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -68,19 +98,34 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
         key_deserializer: Deserializer | None = None,
         value_deserializer: Deserializer | None = None,
     ) -> None:
-        """`batch` is exactly one batch. Raises CorruptRecordError when `check_crc` and the CRC does not match."""
-        self.tp = TopicPartition(topic, partition)
-        self.header = header if header is not None else read_header(batch)
+        """`batch` is exactly one batch, a view of bytes.
+
+        Raises CorruptRecordError when it is not, or when `check_crc` is set and the CRC does not match.
+        """
+        if header is None:
+            header = read_header(batch)
+        self.topic = topic
+        self.partition = partition
+        self.header = header
         self._batch = batch
         self._key_deserializer = key_deserializer
         self._value_deserializer = value_deserializer
         self._columns: Columns | None = None
         self._rows: list[Row] | None = None
         self._records: list[ConsumerRecord[Any, Any]] | None = None
-        if self.header.magic not in (MAGIC_COLUMNS, MAGIC_ROWS) or self.header.size_bytes > len(batch):
-            raise CorruptRecordError(f"{self.tp}: no batch at offset {self.header.base_offset}")
-        if check_crc and not crc_matches(batch, 0, self.header):
-            raise CorruptRecordError(f"{self.tp}: the batch at offset {self.header.base_offset} fails its CRC")
+        if (
+            header.magic not in _MAGICS
+            or header.batch_length + LOG_OVERHEAD != len(batch)
+            or header.last_offset_delta != header.record_count - 1
+        ):
+            raise CorruptRecordError(f"{self.tp}: no batch at offset {header.base_offset}: {header}")
+        if check_crc and crc32c(batch[POSITION_ATTRIBUTES:]) != header.crc:
+            raise CorruptRecordError(f"{self.tp}: the batch at offset {header.base_offset} fails its CRC")
+
+    @property
+    def tp(self) -> TopicPartition:
+        """Topic and partition in one."""
+        return TopicPartition(self.topic, self.partition)
 
     @property
     def base_offset(self) -> int:
@@ -127,12 +172,8 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
             columns = self._read_columns()
             return ValuesView(columns.data, columns.value_ends)
         blobs = [row[2] or b"" for row in self._read_rows()]
-        ends, end = [], 0
-        for blob in blobs:
-            end += len(blob)
-            ends.append(end)
-        packed = b"".join(number.to_bytes(4, "little") for number in ends)
-        return ValuesView(memoryview(b"".join(blobs)), memoryview(packed).cast("I"))
+        ends = array("I", accumulate(map(len, blobs)))
+        return ValuesView(memoryview(b"".join(blobs)), memoryview(ends))
 
     def keys(self) -> list[bytes | None]:
         """The keys, None where a record has none."""
@@ -153,7 +194,7 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
         return records[skip:] if skip > 0 else records
 
     def release(self) -> None:
-        """Give the bytes back. Views taken from `values()` must not be used afterwards."""
+        """Give the bytes back. Records stay; a view taken from `values()` keeps the memory mapped while it lives."""
         self._columns = None
         self._rows = None
         self._batch.release()
@@ -202,8 +243,8 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
             values = [value if value is None else self._value_deserializer(value) for value in values]
         made = map(
             ConsumerRecord,
-            repeat(self.tp.topic),
-            repeat(self.tp.partition),
+            repeat(self.topic),
+            repeat(self.partition),
             range(header.base_offset, header.next_offset),
             timestamps,
             repeat(APPEND_TIME if header.has_append_time else CREATE_TIME),
