@@ -14,7 +14,7 @@ from typing import Any, Final, overload
 from zbroker.errors import CorruptRecordError
 from zbroker.ids import TopicPartition
 from zbroker.record.batch import read_header
-from zbroker.record.columns import Columns, check_ascending, cut
+from zbroker.record.columns import Columns, check_ascending, cut, plain_values
 from zbroker.record.compression import CODEC_NAMES
 from zbroker.record.crc import crc32c
 from zbroker.record.layout import LOG_OVERHEAD, MAGIC_COLUMNS, MAGIC_ROWS, POSITION_ATTRIBUTES, BatchHeader
@@ -169,6 +169,9 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
     def values(self) -> ValuesView:
         """The values. Without a copy when the batch is columnar and not compressed."""
         if self.header.magic == MAGIC_COLUMNS:
+            plain = plain_values(self._batch, self.header)
+            if plain is not None:
+                return ValuesView(plain[0], plain[1])
             columns = self._read_columns()
             return ValuesView(columns.data, columns.value_ends)
         blobs = [row[2] or b"" for row in self._read_rows()]
