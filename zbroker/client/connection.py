@@ -1,0 +1,175 @@
+"""A client's connection to a broker: welcome, blocking requests, metadata, lanes.
+
+How requests and replies travel stands in `exchange`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from zbroker import __version__, ids
+from zbroker.client.cluster_view import ClusterView
+from zbroker.client.exchange import ATTEMPT_TIMEOUT_MS, SLEEP_MS, Exchange
+from zbroker.client.lanes import ClientLane, Frame
+from zbroker.client.settings import ConnectionSettings
+from zbroker.clock import NS_PER_MS
+from zbroker.errors import BrokerError, BrokerNotAvailableError, LaneRefusedError, RequestTimedOutError, error_for
+from zbroker.shm.lane import ring_bytes_for
+from zbroker.transport.endpoints import parse
+from zbroker.wire.codec import decode, encode
+from zbroker.wire.layout import VERSION, Api
+from zbroker.wire.messages import Hello, LaneOffer, MetadataReply, MetadataRequest, OpenLane, Welcome
+
+CONNECT_TIMEOUT_MS: Final = 5_000
+HELLO_ATTEMPT_MS: Final = 200
+LANE_TIMEOUT_MS: Final = 2_000
+LANE_RETRY_NS: Final = 5_000 * NS_PER_MS
+
+
+class Connection(Exchange):
+    """One for each client object."""
+
+    def __init__(
+        self, settings: ConnectionSettings, *, request_bytes: int = 32 << 10, reply_bytes: int = 32 << 10
+    ) -> None:
+        """Connect and be welcomed. `request_bytes` and `reply_bytes` are the largest messages that lanes shall take.
+
+        Raises BrokerNotAvailableError when nothing answers, ConfigError for an address that is none.
+        """
+        self.settings = settings
+        self._endpoint = parse(settings.bootstrap_servers)
+        self._request_bytes, self._reply_bytes = request_bytes, reply_bytes
+        self._lane_refused_ns: dict[int, int] = {}
+        self.view = ClusterView()
+        self._view_ns = 0
+        run_dir = self._endpoint.run_dir
+        if run_dir is not None and not run_dir.exists():
+            raise BrokerNotAvailableError(f"no broker at {self._endpoint.address}: {run_dir} does not exist")
+        super().__init__(self._endpoint.address)
+        try:
+            self.welcome = self._say_hello()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def shared_memory(self) -> bool:
+        """Whether this broker's files and boards can be mapped by this process, and the settings allow it."""
+        return self.settings.transport != "zmq" and self.welcome.shared_memory and self._endpoint.is_local
+
+    def _say_hello(self) -> Welcome:
+        name = self.settings.client_id or f"python-{self._pid}"
+        hello = encode(Hello(name, VERSION, VERSION, f"zbroker {__version__}"))
+        timeout_ms = min(CONNECT_TIMEOUT_MS, self.settings.request_timeout_ms)
+        try:
+            frames = self.request(ids.ROUTER, Api.HELLO, [hello], timeout_ms=timeout_ms, attempt_ms=HELLO_ATTEMPT_MS)
+        except RequestTimedOutError as error:
+            raise BrokerNotAvailableError(f"no broker answers at {self._endpoint.address}") from error
+        welcome = decode(Welcome, frames[0])
+        if self.settings.transport == "shm" and not (welcome.shared_memory and self._endpoint.is_local):
+            raise LaneRefusedError(
+                f"{self._endpoint.address} cannot share memory with this client", hint="transport='auto'"
+            )
+        return welcome
+
+    def request(
+        self,
+        target: int,
+        api: int,
+        frames: Sequence[Frame] = (),
+        *,
+        topic_id: int = 0,
+        partition: int = 0,
+        leader_epoch: int = -1,
+        timeout_ms: int | None = None,
+        attempt_ms: int = ATTEMPT_TIMEOUT_MS,
+        repeats: bool = True,
+    ) -> list[Any]:
+        """Ask and wait for the reply's body frames. Raises the reply's error.
+
+        With `repeats` the request is sent again after each `attempt_ms` without an answer and after each retriable
+        error, until `timeout_ms`; without, `timeout_ms` is for the one attempt.
+        """
+        total_ms = self.settings.request_timeout_ms if timeout_ms is None else timeout_ms
+        deadline_ns = time.monotonic_ns() + total_ms * NS_PER_MS
+        backoff_ms = 1.0
+        while True:
+            left_ms = max(1, (deadline_ns - time.monotonic_ns()) // NS_PER_MS)
+            answer: list[tuple[int, list[Any]]] = []
+            once_ms = min(left_ms, attempt_ms) if repeats else left_ms
+            correlation = self.submit(
+                target, api, frames, lambda error, body, answer=answer: answer.append((error, body)),  # type: ignore[misc]
+                topic_id=topic_id, partition=partition, leader_epoch=leader_epoch, timeout_ms=once_ms,
+            )  # fmt: skip
+            try:
+                self.wait_for(lambda answer=answer: bool(answer), once_ms + SLEEP_MS)  # type: ignore[misc]
+            finally:
+                self.forget(correlation)
+            number, body = answer[0] if answer else (RequestTimedOutError.code, [])
+            if number == 0:
+                return body
+            error = error_for(number, _text(body))
+            if not repeats or not error.retriable or time.monotonic_ns() >= deadline_ns:
+                raise error
+            if number != RequestTimedOutError.code:
+                self.wait_for(lambda: False, min(backoff_ms, left_ms))
+                backoff_ms = min(backoff_ms * 2, self.settings.retry_backoff_ms)
+
+    def metadata(
+        self,
+        topics: Iterable[str] | None,
+        *,
+        auto_create: bool = False,
+        refresh: bool = False,
+        timeout_ms: int | None = None,
+    ) -> ClusterView:
+        """The cluster, with these topics (None: all) as fresh as `metadata_max_age_ms` allows. Absent topics are in it
+        with their error."""
+        asked = None if topics is None else list(topics)
+        age_ns = time.monotonic_ns() - self._view_ns
+        is_fresh = age_ns < self.settings.metadata_max_age_ms * NS_PER_MS
+        if not refresh and is_fresh and asked is not None:
+            known = self.view.topics
+            if all(name in known and not known[name].error for name in asked):
+                return self.view
+        body = encode(MetadataRequest(asked, auto_create))
+        frames = self.request(ids.COORDINATOR, Api.METADATA, [body], timeout_ms=timeout_ms)
+        newer = ClusterView(decode(MetadataReply, frames[0]))
+        with self._lock:
+            self.view = self.view.merged(newer, asked)
+            self._view_ns = time.monotonic_ns()
+        return self.view
+
+    def lane(self, target: int) -> ClientLane | None:
+        """The lane to a worker, opened now if need be; None when messages have to do. Blocks for a round trip.
+
+        Raises LaneRefusedError with transport='shm'.
+        """
+        lane = self._lanes.get(target)
+        if lane is not None and not lane.is_closed_by_worker:
+            return lane
+        if not self.shared_memory:
+            return None
+        if time.monotonic_ns() < self._lane_refused_ns.get(target, 0):
+            return None
+        try:
+            return self._open_lane(target)
+        except BrokerError as error:
+            if self.settings.transport == "shm" and isinstance(error, LaneRefusedError):
+                raise
+            self._lane_refused_ns[target] = time.monotonic_ns() + LANE_RETRY_NS
+            return None
+
+    def _open_lane(self, target: int) -> ClientLane:
+        if target in self._lanes:
+            self._drop_lane(target)
+        sizes = OpenLane(ring_bytes_for(self._request_bytes), ring_bytes_for(self._reply_bytes))
+        frames = self.request(target, Api.OPEN_LANE, [encode(sizes)], timeout_ms=LANE_TIMEOUT_MS, repeats=False)
+        lane = ClientLane(decode(LaneOffer, frames[0]), self._doorbell.write_fd, self.welcome.owner_uid)
+        return self._add_lane(target, lane)
+
+
+def _text(body: Sequence[Any]) -> str:
+    return bytes(body[0]).decode("utf-8", "replace") if body else ""

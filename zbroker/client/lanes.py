@@ -1,0 +1,95 @@
+"""A client's side of a lane: send requests to one worker, take its replies, sleep until it rings.
+
+The caller serialises `send` by its lock and `receive` by its pump: the ring has one word for each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from zbroker.errors import BrokerError
+from zbroker.shm import layout
+from zbroker.shm.board_reader import BoardReader
+from zbroker.shm.doorbell import Bell, Sleeper
+from zbroker.shm.handover import open_lane
+from zbroker.wire.messages import LaneOffer
+
+Frame = bytes | bytearray | memoryview
+OUTBOX_MESSAGES_MAX = 10_000
+
+
+class ClientLane:
+    """An open lane to one incarnation of a worker."""
+
+    def __init__(self, offer: LaneOffer, doorbell_write_fd: int, worker_uid: int) -> None:
+        """Take the lane that a worker offered. Raises BrokerError when it cannot be had."""
+        try:
+            self._board = BoardReader.open(Path(offer.board))
+        except FileNotFoundError as error:
+            raise BrokerError(f"the worker of {offer.board} is gone") from error
+        try:
+            lane, self._bell_fd = open_lane(Path(offer.socket), offer.token, doorbell_write_fd, worker_uid=worker_uid)
+        except BaseException:
+            self._board.close()
+            raise
+        self._lane = lane
+        self._bell = Bell(self._bell_fd, lane.number, self._board.words, layout.H_SLEEP_SEQ)
+        self._sleeper = Sleeper(lane.words, layout.L_CLIENT_SLEEP_SEQ)
+        self._outbox: deque[tuple[Frame, ...]] = deque()
+        self.worker_incarnation = lane.worker_incarnation
+        self.request_bytes_max = lane.requests.message_bytes_max
+        self.readable = lane.replies.readable
+        self.receive = lane.replies.take
+
+    def fits(self, frames: Sequence[Frame]) -> bool:
+        """Whether a message of these frames can ever go through this lane."""
+        return self._lane.requests.fits(sum(map(len, frames)), len(frames))
+
+    def send(self, frames: tuple[Frame, ...]) -> None:
+        """Write a request and wake the worker if it sleeps. Without room it waits in order, and `flush` sends it."""
+        if self._outbox or not self._lane.requests.try_write(frames):
+            self._outbox.append(frames)
+            self._bell.ring_if_asleep()
+            return
+        self._bell.ring_if_asleep()
+
+    def flush(self) -> bool:
+        """Send what waits for room. Returns whether nothing waits any more."""
+        outbox = self._outbox
+        if not outbox:
+            return True
+        wrote = False
+        while outbox and self._lane.requests.try_write(outbox[0]):
+            outbox.popleft()
+            wrote = True
+        if wrote:
+            self._bell.ring_if_asleep()
+        return not outbox
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether requests wait for room."""
+        return bool(self._outbox)
+
+    @property
+    def is_closed_by_worker(self) -> bool:
+        """Whether the worker serves this lane no more."""
+        return self._lane.is_closed_by_peer
+
+    def prepare_sleep(self) -> bool:
+        """Say that this client sleeps. Returns False when a reply is there after all."""
+        self._sleeper.prepare()
+        return not self.readable()
+
+    def awake(self) -> None:
+        """Say that this client runs."""
+        self._sleeper.awake()
+
+    def close(self) -> None:
+        """Give the lane back."""
+        self._lane.close()
+        os.close(self._bell_fd)
+        self._board.close()

@@ -1,0 +1,129 @@
+"""The clients' settings: snake_case of Kafka's dotted names, with Kafka's defaults unless the field says otherwise.
+
+Guarantees: a keyword, a mapping in dotted or snake_case form, or both (keywords win) give the same settings; an unknown
+name raises ConfigError with the nearest known one; every number is within its bounds before a client does anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from zbroker.errors import ConfigError
+
+Milliseconds = Annotated[int, Meta(ge=0)]
+PositiveMs = Annotated[int, Meta(ge=1)]
+Positive = Annotated[int, Meta(ge=1)]
+
+ACKS = {"0": 0, "1": 1, "-1": -1, "all": -1, "fsync": 2}
+PARTITIONERS = ("mmh3", "murmur2_random", "round_robin", "sticky")
+
+
+class ConnectionSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What every client has."""
+
+    bootstrap_servers: str | Sequence[str] | None = None
+    client_id: str = ""
+    request_timeout_ms: PositiveMs = 30_000
+    retry_backoff_ms: Milliseconds = 100
+    metadata_max_age_ms: PositiveMs = 300_000
+    transport: Literal["auto", "shm", "zmq"] = "auto"
+
+
+class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a Producer. zbroker's own defaults: linger_ms 0, batch_size 64 KiB, partitioner mmh3."""
+
+    acks: int | str = "all"
+    retries: Milliseconds = 2**31 - 1
+    delivery_timeout_ms: PositiveMs = 120_000
+    linger_ms: Annotated[float, Meta(ge=0)] = 0.0
+    batch_size: Annotated[int, Meta(ge=1, le=16 << 20)] = 65_536
+    buffer_memory: Annotated[int, Meta(ge=65_536)] = 33_554_432
+    max_block_ms: Milliseconds = 60_000
+    max_request_size: Annotated[int, Meta(ge=64, le=16 << 20)] = 1_048_576
+    max_in_flight_requests_per_connection: Annotated[int, Meta(ge=1, le=1000)] = 5
+    compression_type: Literal["none", "lz4", "zstd", "gzip"] = "none"
+    compression_level: int | None = None
+    partitioner: Any = "mmh3"
+    key_serializer: Callable[[Any], bytes] | None = None
+    value_serializer: Callable[[Any], bytes] | None = None
+    on_delivery: Callable[..., None] | None = None
+
+
+class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a Consumer. Kafka's group settings are not here: this version has no groups."""
+
+    auto_offset_reset: Literal["earliest", "latest", "none"] = "latest"
+    max_poll_records: Positive = 500
+    fetch_min_bytes: Positive = 1
+    fetch_max_bytes: Annotated[int, Meta(ge=1024)] = 52_428_800
+    fetch_max_wait_ms: Milliseconds = 500
+    max_partition_fetch_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
+    check_crcs: bool = True
+    consumer_timeout_ms: int | None = None
+    key_deserializer: Callable[[bytes], Any] | None = None
+    value_deserializer: Callable[[bytes], Any] | None = None
+
+
+_GROUP_SETTINGS = frozenset(
+    {
+        "group_id",
+        "group_instance_id",
+        "enable_auto_commit",
+        "auto_commit_interval_ms",
+        "session_timeout_ms",
+        "heartbeat_interval_ms",
+        "max_poll_interval_ms",
+        "partition_assignment_strategy",
+    }
+)
+
+S = TypeVar("S", bound=ConnectionSettings)
+
+
+def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords: Mapping[str, object]) -> S:
+    """Build settings of a kind. Raises ConfigError."""
+    known = kind.__struct_fields__
+    merged: dict[str, object] = {}
+    for source in (mapping or {}, keywords):
+        for name, value in source.items():
+            snake = name.replace(".", "_")
+            if snake in _GROUP_SETTINGS and value is not None:
+                raise ConfigError(
+                    f"{name}: consumer groups are not part of this version; leave it out, or use assign()"
+                )
+            if snake in _GROUP_SETTINGS:
+                continue
+            if snake not in known:
+                close = difflib.get_close_matches(snake, known, n=1, cutoff=0.5)
+                raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            if value is not None or source is mapping:
+                merged[snake] = value
+    callables = {name: merged.pop(name) for name in list(merged) if callable(merged[name])}
+    try:
+        settings = msgspec.convert(merged, kind, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise ConfigError(f"{path.rstrip('`') or 'settings'}: {message}") from error
+    for name, call in callables.items():
+        setattr(settings, name, call)
+    if isinstance(settings, ProducerSettings):
+        _check_producer(settings)
+    return settings
+
+
+def _check_producer(settings: ProducerSettings) -> None:
+    acks = ACKS.get(str(settings.acks))
+    if acks is None:
+        raise ConfigError(f"acks: {settings.acks!r} is not one of 0, 1, 'all', 'fsync'")
+    settings.acks = acks
+    if not callable(settings.partitioner) and settings.partitioner not in PARTITIONERS:
+        raise ConfigError(
+            f"partitioner: {settings.partitioner!r} is not one of {', '.join(PARTITIONERS)} or a callable"
+        )
+    if settings.max_request_size > settings.buffer_memory:
+        raise ConfigError("max_request_size is above buffer_memory: one request would never fit")
