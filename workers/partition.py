@@ -12,6 +12,7 @@ running that it waits for. Then it says that it sleeps, looks at every lane agai
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -32,11 +33,11 @@ from zbroker.workers.disk_thread import DiskThread, IoClock
 from zbroker.workers.grants import Grants
 from zbroker.workers.housekeeping import Housekeeping
 from zbroker.workers.lanes import Lanes, ServedLane
-from zbroker.workers.leader import Host
+from zbroker.workers.leader import Counts, Host
 from zbroker.workers.link import RouterLink
 from zbroker.workers.request import Frame, Request
 from zbroker.workers.runtime import Reload, Role, exit_code_of
-from zbroker.workers.serving import RequestHandler, Serving
+from zbroker.workers.serving import RequestHandler, Serving, not_here
 from zbroker.workers.spin import Spin
 from zbroker.workers.waits import Waits
 
@@ -45,6 +46,8 @@ CLOSE_TIMEOUT_MS: Final = 3_000
 TURN_INTERVAL_NS: Final = 200_000
 BACKLOG_MS: Final = 1
 SWITCH_INTERVAL_S: Final = 0.0005
+GC_THRESHOLDS: Final = (10_000, 20, 50)  # A request makes containers and no cycles: collecting more often finds none.
+_PRODUCE: Final = int(Api.PRODUCE)
 
 
 class SocketRoute:
@@ -72,6 +75,7 @@ class Worker:
         io_clock = IoClock(role.clock, self.board.io_begin, self.board.io_end)
         self._disk = DiskThread(role.loop, io_clock, "disk")
         self._waits = Waits()
+        self._counts = Counts()
         host = Host(
             board=self.board,
             clock=role.clock,
@@ -80,9 +84,10 @@ class Worker:
             message_max_bytes=limits.message_max_bytes,
             records_max=limits.records_per_batch_max,
             once=role.once,
+            counts=self._counts,
         )
         self._grants = Grants(host, role.loop, io_clock, role.config, Files())
-        leaders = self._grants.leaders
+        self._leaders = leaders = self._grants.leaders
         self._serving = Serving(leaders, self._waits, self.board, role.clock, limits)
         self._housekeeping = Housekeeping(leaders, role.loop, role.clock, self._disk, role.config.storage)
         self._lanes = Lanes(
@@ -100,7 +105,6 @@ class Worker:
         role.loop.before_sleep = self._before_sleep
         role.loop.after_sleep = self._sleeper.awake
         self._client_apis: dict[int, RequestHandler] = {
-            Api.PRODUCE: self._produce,
             Api.FETCH: self._serving.fetch,
             Api.LIST_OFFSETS: self._serving.list_offsets,
             Api.DELETE_RECORDS: self._serving.delete_records,
@@ -144,7 +148,7 @@ class Worker:
                 role.turn(self._sleep_ms())
             if len(self._waits):
                 self._waits.expire(self._clock.now_ns())
-            self.board.count(Counter.LOOPS)
+            self._counts.publish(self.board)
 
     def close(self) -> None:
         """Take nothing more, let the disk finish, close every copy, give back lanes and sockets."""
@@ -158,19 +162,23 @@ class Worker:
 
     def handle(self, request: Request) -> None:
         """Take a request, whichever way it came; it is answered now or later. Only its asker hears of an error."""
-        api = request.header.api
-        self.board.count(Counter.REQUESTS)
-        handler = (self._lane_apis if isinstance(request.route, ServedLane) else self._client_apis).get(api)
+        self._counts.requests += 1
+        header = request.header
         try:
+            if header.api == _PRODUCE:
+                leader = self._leaders.get((header.topic_id, header.partition))
+                if leader is None:
+                    raise not_here(header.topic_id, header.partition)
+                leader.produce(request)
+                return
+            apis = self._lane_apis if isinstance(request.route, ServedLane) else self._client_apis
+            handler = apis.get(header.api)
             if handler is None:
-                raise InvalidRequestError(f"a worker does not serve api {api} this way")
+                raise InvalidRequestError(f"a worker does not serve api {header.api} this way")
             handler(request)
         except BrokerError as error:
             self.board.count(Counter.ERRORS)
             request.refuse(error)
-
-    def _produce(self, request: Request) -> None:
-        self._serving.leader_of(request).produce(request)
 
     def _open_lane(self, request: Request) -> None:
         if len(request.body) != 1:
@@ -251,6 +259,8 @@ def main(config: ServerConfig, index: int, *, is_replica: bool = False, reload: 
         number = ids.replica_number(index) if is_replica else ids.worker_number(index)
         with Role.start(config, number, reload=reload) as role:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             if config.workers.pin:
                 cores = sorted(os.sched_getaffinity(0))
                 os.sched_setaffinity(0, {cores[index % len(cores)]})

@@ -72,7 +72,7 @@ class Serving:
         header = request.header
         leader = self._leaders.get((header.topic_id, header.partition))
         if leader is None:
-            raise NotLeaderForPartitionError(f"topic {header.topic_id:08x} partition {header.partition}")
+            raise not_here(header.topic_id, header.partition)
         return leader
 
     def fetch(self, request: Request) -> None:
@@ -111,7 +111,7 @@ class Serving:
         for topic_id, partition, offset in WAITED.iter_unpack(body):
             leader = self._leaders.get((topic_id, partition))
             if leader is None:
-                raise NotLeaderForPartitionError(f"topic {topic_id:08x} partition {partition}")
+                raise not_here(topic_id, partition)
             if leader.high_watermark > offset:
                 request.reply()
                 return
@@ -202,6 +202,11 @@ class Serving:
     def _answer_fetch(self, request: Request, found: _Found) -> None:
         self._board.count(Counter.BYTES_OUT, found.size_bytes)
         request.reply(encode(FetchReply(found.answers)), b"".join(found.chunks))
+
+
+def not_here(topic_id: int, partition: int) -> NotLeaderForPartitionError:
+    """The error for a partition that this process does not lead."""
+    return NotLeaderForPartitionError(f"topic {topic_id:08x} partition {partition}")
 
 
 def _body(request: Request) -> bytes | bytearray | memoryview:

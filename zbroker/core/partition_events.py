@@ -1,10 +1,12 @@
 """What can happen to a partition that is led here, and what its state machine wants done about it.
 
 Events go into `Partition.handle`, effects come out of it, in the order in which they must be done. `request` and `wait`
-are the caller's own: the state machine carries them from an event to an effect and never looks inside.
+are the caller's own, of whatever type: the state machine carries them from an event to an effect unread.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from msgspec import Struct
 
@@ -23,7 +25,7 @@ class Effect(Struct, frozen=True, gc=False):
 class Produce(Event, frozen=True, gc=False):
     """A batch that passed every check of its own bytes."""
 
-    request: object
+    request: Any
     acks: int
     leader_epoch: int
 
@@ -31,7 +33,7 @@ class Produce(Event, frozen=True, gc=False):
 class Appended(Event, frozen=True, gc=False):
     """`Write` was done: the log ends at `next_offset`."""
 
-    request: object
+    request: Any
     acks: int
     base_offset: int
     next_offset: int
@@ -40,7 +42,7 @@ class Appended(Event, frozen=True, gc=False):
 class AppendFailed(Event, frozen=True, gc=False):
     """`Write` was not done: the log ends where it did."""
 
-    request: object
+    request: Any
     error: BrokerError
 
 
@@ -60,7 +62,7 @@ class StopWaiting(Event, frozen=True, gc=False):
 class DeleteBefore(Event, frozen=True, gc=False):
     """Records before `offset` may go; -1: before the high watermark."""
 
-    request: object
+    request: Any
     offset: int
 
 
@@ -68,7 +70,7 @@ class Trimmed(Event, frozen=True, gc=False):
     """The log begins at `log_start` now, by retention or because `request` asked for it."""
 
     log_start: int
-    request: object | None = None
+    request: Any = None
 
 
 class Flushed(Event, frozen=True, gc=False):
@@ -118,7 +120,7 @@ class Revoked(Event, frozen=True, gc=False):
 class Write(Effect, frozen=True, gc=False):
     """Stamp and append the request's batch, then report `Appended` or `AppendFailed` before anything else."""
 
-    request: object
+    request: Any
     acks: int
     base_offset: int
     leader_epoch: int
@@ -153,28 +155,28 @@ class Wake(Effect, frozen=True, gc=False):
 class Acknowledge(Effect, frozen=True, gc=False):
     """Tell the producer that its batch has what its `acks` asked for."""
 
-    request: object
+    request: Any
     base_offset: int
 
 
 class Refuse(Effect, frozen=True, gc=False):
     """Answer the request with an error."""
 
-    request: object
+    request: Any
     error: BrokerError
 
 
 class Trim(Effect, frozen=True, gc=False):
     """Let the log begin at `offset` or before, then report `Trimmed`."""
 
-    request: object
+    request: Any
     offset: int
 
 
 class AnswerLogStart(Effect, frozen=True, gc=False):
     """Tell who asked for a deletion where the log begins."""
 
-    request: object
+    request: Any
     log_start: int
 
 
