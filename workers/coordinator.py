@@ -48,7 +48,7 @@ from zbroker.wire.messages import (
 )
 from zbroker.workers.link import RouterLink
 from zbroker.workers.metadata_log import MetadataLog
-from zbroker.workers.runtime import Role, exit_code_of
+from zbroker.workers.runtime import Reload, Role, exit_code_of
 
 TICK_MS: Final = 100
 ANNOUNCE_INTERVAL_MS: Final = 200
@@ -338,11 +338,11 @@ _DO: Final[dict[type[effect.Effect], Callable[[Coordinator, Any], None]]] = {
 }
 
 
-def main(config: ServerConfig) -> int:
+def main(config: ServerConfig, *, reload: Reload | None = None) -> int:
     """Run the coordinator until SIGTERM. Returns the exit code."""
 
     def run() -> None:
-        with Role.start(config, ids.COORDINATOR) as role:
+        with Role.start(config, ids.COORDINATOR, reload=reload) as role:
             Coordinator(role).run()
 
     return exit_code_of(run)

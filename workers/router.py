@@ -45,7 +45,7 @@ from zbroker.wire.layout import (
 )
 from zbroker.wire.messages import Hello, ProcessHello, ProcessWelcome, Welcome
 from zbroker.workers.guard import Guard, open_files, resident_bytes
-from zbroker.workers.runtime import Role, exit_code_of, raise_descriptor_limit
+from zbroker.workers.runtime import Reload, Role, exit_code_of, raise_descriptor_limit
 
 GUARD_INTERVAL_MS: Final = 20
 OUTBOX_MESSAGES_MAX: Final = 1024
@@ -269,11 +269,11 @@ def _cluster_id(paths: Paths) -> str:
         return ""
 
 
-def main(config: ServerConfig) -> int:
+def main(config: ServerConfig, *, reload: Reload | None = None) -> int:
     """Run the router until SIGTERM. Returns the exit code."""
 
     def run() -> None:
-        with Role.start(config, ids.ROUTER) as role:
+        with Role.start(config, ids.ROUTER, reload=reload) as role:
             router = Router(role)
             role.at_close(router.close)
             router.run()
