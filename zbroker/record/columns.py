@@ -66,8 +66,8 @@ def encode_columns(
     """Build one whole batch, base offset 0, leader epoch -1, CRC in place; its size is a multiple of 8.
 
     `keys`, `headers` and `timestamps_ms` have one entry for each value, or are None. `timestamp_ms` is every record's
-    time when `timestamps_ms` is None. Raises InvalidRecordError for a value or key that is not bytes-like or None,
-    MessageSizeTooLargeError beyond 2 GiB.
+    time when `timestamps_ms` is None. A body that does not become smaller is not compressed. Raises InvalidRecordError
+    for a value or key that is not bytes-like or None, MessageSizeTooLargeError beyond 2 GiB.
     """
     count = len(values)
     assert count > 0, "a batch has at least one record"
@@ -111,8 +111,11 @@ def encode_columns(
     parts = [*arrays, *columns[0]] if len(columns) == 1 else [*arrays, *(blob for column in columns for blob in column)]
     if codec:
         stored = compress(codec, _join(parts, body_bytes), compression_level)
-        parts = [COMPRESSED_HEAD.pack(len(stored), body_bytes), stored]
-        body_bytes = COMPRESSED_HEAD.size + len(stored)
+        if COMPRESSED_HEAD.size + len(stored) < body_bytes:
+            parts = [COMPRESSED_HEAD.pack(len(stored), body_bytes), stored]
+            body_bytes = COMPRESSED_HEAD.size + len(stored)
+        else:
+            codec = NONE
     size_bytes = COLUMN_BODY + body_bytes + padding(body_bytes)
     if size_bytes > BATCH_BYTES_MAX:
         raise MessageSizeTooLargeError(f"a batch of {size_bytes} bytes cannot be written down")

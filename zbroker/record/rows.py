@@ -42,7 +42,10 @@ def encode_rows(
     producer_epoch: int = NO_EPOCH,
     base_sequence: int = -1,
 ) -> bytearray:
-    """Build one whole batch of rows, base offset 0, leader epoch -1, as Kafka's own producers do, byte for byte."""
+    """Build one whole batch of rows, base offset 0, leader epoch -1, byte for byte as kafka-python and aiokafka do.
+
+    A body that does not become smaller is not compressed.
+    """
     assert rows, "a batch has at least one record"
     base_timestamp = rows[0][0]
     body = bytearray()
@@ -60,6 +63,8 @@ def encode_rows(
         body += row
     codec = codec_number(compression) if compression != "none" else NONE
     stored: bytes | bytearray = compress(codec, body, compression_level) if codec else body
+    if codec and len(stored) >= len(body):
+        codec, stored = NONE, body
     max_timestamp = max(row[0] for row in rows)
     head = HEADER.pack(
         0, HEADER_BYTES + len(stored) - LOG_OVERHEAD, NO_EPOCH, MAGIC_ROWS, 0, codec, len(rows) - 1,
