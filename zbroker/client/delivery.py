@@ -1,0 +1,311 @@
+"""What a producer does behind its `send`: transmit, receive, retry, and the one background thread.
+
+The background thread sleeps while nothing is queued. When something is, it wakes every `linger_ms` (at least every
+millisecond): it closes batches that are old enough, asks for leaders that are not known, and receives acknowledgements
+if nobody else has for `STAND_BACK_NS`, so that it does not compete with a thread that waits for its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from zbroker import ids
+from zbroker.client.batches import Batch
+from zbroker.client.cluster_view import ClusterView
+from zbroker.client.connection import Connection
+from zbroker.client.partition_queue import PartitionQueue
+from zbroker.client.settings import ProducerSettings
+from zbroker.clock import NS_PER_MS
+from zbroker.errors import BrokerError, TimeoutError_
+from zbroker.wire.layout import Api
+from zbroker.wire.messages import TopicInfo
+
+STAND_BACK_NS: Final = 2 * NS_PER_MS
+BUSY_WAIT_MS: Final = 1.0
+RECEIVE_MS: Final = 5
+IDLE_WAIT_S: Final = 5.0
+EMITTER_WAIT_S: Final = 0.005
+METADATA_ATTEMPT_MS: Final = 1_000
+
+
+class Emits(Protocol):
+    """A `sender`, as the background thread sees it."""
+
+    def hand_over(self) -> None:
+        """Pass what was emitted on to the queues."""
+
+
+class Delivery:
+    """See the module. It is the `Sending` of all queues of one producer."""
+
+    def __init__(self, connection: Connection, settings: ProducerSettings) -> None:
+        assert isinstance(settings.acks, int)
+        self._connection = connection
+        self._settings = settings
+        self.lock = threading.RLock()
+        self.acks = settings.acks
+        self.max_in_flight = settings.max_in_flight_requests_per_connection
+        self.compression: str = settings.compression_type
+        self.emitters: weakref.WeakSet[Emits] = weakref.WeakSet()
+        self.compression_level = settings.compression_level
+        self.used_bytes = 0
+        self.failed_at_close = 0
+        self.is_idle = True
+        self._queues: dict[tuple[str, int], PartitionQueue] = {}
+        self._routes: dict[tuple[str, int], tuple[int, int, int]] = {}  # -> (process, topic id, leader epoch)
+        self._counts = {"records_acknowledged": 0, "records_failed": 0, "batches_acknowledged": 0, "batches_failed": 0}
+        self._wake = threading.Event()
+        self._is_closing = False
+        self._service_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def now_ns(self) -> int:
+        """The monotonic clock."""
+        return time.monotonic_ns()
+
+    def wall_ms(self) -> int:
+        """The wall clock."""
+        return time.time_ns() // NS_PER_MS
+
+    def find_topic(self, topic: str) -> TopicInfo:
+        """A topic's metadata; it is created if the broker allows it. Raises the coordinator's error."""
+        timeout_ms = max(1, self._settings.max_block_ms)
+        view = self._connection.metadata([topic], auto_create=True, timeout_ms=timeout_ms)
+        return view.topic(topic)
+
+    def queue(self, topic: str, partition: int) -> PartitionQueue:
+        """The queue of a partition. The lock is held."""
+        key = (topic, partition)
+        found = self._queues.get(key)
+        if found is None:
+            found = self._queues[key] = PartitionQueue(self, topic, partition)
+            found.needs_leader = True
+        return found
+
+    def open_batch(self, queue: PartitionQueue) -> Batch:
+        """A new open batch of a queue. The lock is held."""
+        now_ns = time.monotonic_ns()
+        batch = queue.open = Batch(queue, now_ns)
+        batch.deadline_ns = now_ns + self._settings.delivery_timeout_ms * NS_PER_MS
+        return batch
+
+    def transmit(self, queue: PartitionQueue, batch: Batch) -> bool:
+        """Send a closed batch to its leader, if that is known. The lock is held."""
+        route = self._routes.get((queue.topic, queue.partition))
+        if route is None:
+            return False
+        target, topic_id, epoch = route
+        assert batch.encoded is not None
+        timeout_ms = self._settings.request_timeout_ms
+
+        def answered(number: int, body: list[Any]) -> None:
+            self._answered(queue, batch, number, body)
+
+        self._connection.submit(
+            target, Api.PRODUCE, (batch.encoded,), answered if self.acks else None,
+            topic_id=topic_id, partition=queue.partition, leader_epoch=epoch, acks=self.acks, timeout_ms=timeout_ms,
+        )  # fmt: skip
+        if not self.acks:
+            for call in queue.answered(batch, 0, []):
+                call()
+        return True
+
+    def _answered(self, queue: PartitionQueue, batch: Batch, number: int, body: list[Any]) -> None:
+        with self.lock:
+            if number:
+                self._routes.pop((queue.topic, queue.partition), None)
+            calls = queue.answered(batch, number, body)
+        for call in calls:
+            call()
+        if number:
+            self.wake()
+
+    def count_closed(self, batch: Batch) -> None:
+        """A batch takes memory until it is done. The lock is held."""
+        self.used_bytes += batch.size_bytes
+
+    def count_done(self, batch: Batch) -> None:
+        """A batch is acknowledged or failed. The lock is held."""
+        self.used_bytes -= batch.size_bytes
+        kind = "failed" if batch.error is not None else "acknowledged"
+        self._counts[f"batches_{kind}"] += 1
+        self._counts[f"records_{kind}"] += batch.count
+
+    def wake(self) -> None:
+        """Have the background thread look."""
+        if self._thread is None:
+            with self.lock:
+                if self._thread is None and not self._is_closing:
+                    self._thread = threading.Thread(target=self._run, name="zbroker-producer", daemon=True)
+                    self._thread.start()
+        self.is_idle = False
+        self._wake.set()
+
+    def receive_some(self) -> None:
+        """Deliver acknowledgements that have come, without waiting."""
+        self._connection.try_pump()
+        if self.is_idle:
+            self.wake()
+
+    def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
+        """Send the batch now, linger or not, and receive until it is done."""
+        self._connection.check_usable()
+        with self.lock:
+            if batch.queue.open is batch:
+                batch.queue.close_open()
+        if batch.queue.needs_leader:
+            self._serve_queues()
+        return self.wait_for(lambda: batch.is_done, timeout_ms)
+
+    def wait_for(self, is_done: Callable[[], bool], timeout_ms: float) -> bool:
+        """Receive, and send again what is due, until `is_done`, at most `timeout_ms`."""
+        deadline_ns = time.monotonic_ns() + int(timeout_ms * NS_PER_MS)
+        while not is_done():
+            left_ms = (deadline_ns - time.monotonic_ns()) / NS_PER_MS
+            if left_ms <= 0:
+                return is_done()
+            if self._connection.is_closed:
+                self._connection.check_usable()
+            waits_for_leader = any(queue.needs_leader for queue in list(self._queues.values()))
+            self._connection.wait_for(is_done, min(left_ms, RECEIVE_MS if waits_for_leader else 100))
+            if not is_done():
+                self._serve_queues()
+        return True
+
+    def flush(self, timeout_ms: int | None) -> int:
+        """Send everything and wait for its answers. Returns how many records are unanswered."""
+        with self.lock:
+            queues = list(self._queues.values())
+            for queue in queues:
+                queue.close_open()
+        limit_ms = self._settings.delivery_timeout_ms + 1_000 if timeout_ms is None else timeout_ms
+        self._serve_queues()
+        self.wait_for(lambda: all(queue.is_empty for queue in queues), limit_ms)
+        return self.unanswered_records()
+
+    def unanswered_records(self) -> int:
+        """Records that are queued or on their way."""
+        with self.lock:
+            total = 0
+            for queue in self._queues.values():
+                batches = [*queue.waiting, *queue.in_flight, *queue.failed]
+                total += sum(batch.count for batch in batches)
+                total += len(queue.open.values) if queue.open is not None else 0
+            return total
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the start, and what is in the buffer now."""
+        found: dict[str, float] = {**self._counts}
+        found["buffer_bytes"] = self.used_bytes
+        found["records_unanswered"] = self.unanswered_records()
+        return found
+
+    def _run(self) -> None:
+        busy_s = max(BUSY_WAIT_MS, self._settings.linger_ms) / 1000
+        while not self._is_closing:
+            try:
+                if not self._has_work():
+                    self.is_idle = True
+                    if not self._has_work():
+                        self._wake.wait(EMITTER_WAIT_S if self.emitters else IDLE_WAIT_S)
+                        self._wake.clear()
+                        self._hand_over()
+                        continue
+                self.is_idle = False
+                self._hand_over()
+                self._close_old_batches()
+                self._serve_queues()
+                if time.monotonic_ns() - self._connection.last_pump_ns > STAND_BACK_NS:
+                    self._connection.pump(RECEIVE_MS)
+                else:
+                    time.sleep(busy_s)
+            except (BrokerError, RuntimeError, OSError, ValueError):
+                if self._is_closing or self._connection.is_closed:
+                    return
+                # What failed is tried again at its own time; the thread that waits for it hears the reason.
+                time.sleep(busy_s)
+
+    def _hand_over(self) -> None:
+        for emitter in list(self.emitters):
+            emitter.hand_over()
+
+    def _has_work(self) -> bool:
+        with self.lock:
+            return any(not queue.is_empty for queue in self._queues.values())
+
+    def _close_old_batches(self) -> None:
+        oldest_ns = time.monotonic_ns() - int(self._settings.linger_ms * NS_PER_MS)
+        for queue in list(self._queues.values()):
+            batch = queue.open
+            if batch is not None and batch.created_ns <= oldest_ns:
+                with self.lock:
+                    if queue.open is batch:
+                        queue.close_open()
+
+    def _serve_queues(self) -> None:
+        """Find leaders for queues that need one and are due, and fail what is too old. One thread at a time."""
+        now_ns = time.monotonic_ns()
+        needy = [q for q in list(self._queues.values()) if q.needs_leader and q.retry_ns <= now_ns and not q.is_empty]
+        if not needy or not self._service_lock.acquire(blocking=False):
+            return
+        reason: BrokerError | None = None
+        try:
+            for queue in needy:
+                try:
+                    self._find_route(queue)
+                except BrokerError as error:
+                    reason = error
+                    with self.lock:
+                        queue.leader_unknown()
+                    if not error.retriable:
+                        self._fail_all(queue, error)
+        finally:
+            self._service_lock.release()
+        calls: list[Callable[[], None]] = []
+        with self.lock:
+            for queue in needy:
+                calls += queue.expire(time.monotonic_ns(), reason)
+        for call in calls:
+            call()
+
+    def _fail_all(self, queue: PartitionQueue, error: BrokerError) -> None:
+        with self.lock:
+            calls = queue.abandon(error)
+        for call in calls:
+            call()
+
+    def _find_route(self, queue: PartitionQueue) -> None:
+        known = (queue.topic, queue.partition) in self._routes
+        if not known:
+            view = self._look_up(queue)
+            topic, partition = view.leader(queue.topic, queue.partition)
+            self._connection.lane(partition.leader)
+            self._routes[queue.topic, queue.partition] = (partition.leader, topic.topic_id, partition.leader_epoch)
+        with self.lock:
+            queue.leader_found()
+
+    def _look_up(self, queue: PartitionQueue) -> ClusterView:
+        """The metadata, fresh when it names no leader or when the leader it names failed us."""
+        view = self._connection.view
+        found = view.topics.get(queue.topic)
+        has_failed = queue.retry_ns > 0
+        if not has_failed and found is not None and not found.error and queue.partition < len(found.partitions):
+            leader = found.partitions[queue.partition].leader
+            if leader >= 0 and leader != ids.COORDINATOR:
+                return view
+        return self._connection.metadata([queue.topic], refresh=True, timeout_ms=METADATA_ATTEMPT_MS)
+
+    def close(self, error: TimeoutError_) -> None:
+        """Fail what is not answered, and end the background thread."""
+        self._is_closing = True
+        self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=2)
+        self.failed_at_close = self.unanswered_records()
+        for queue in list(self._queues.values()):
+            self._fail_all(queue, error)

@@ -1,0 +1,204 @@
+"""The batches of one partition, from the open one to the unanswered ones, and their order.
+
+ORDER. Batches are sent in the order in which they were closed, at most `max_in_flight` at a time; a lane and a worker
+keep that order. When one fails in a way that may pass, nothing further is sent until every batch on its way is
+answered; then the failed ones are sent again, in their old order, before anything newer. What was acknowledged
+meanwhile is not sent again.
+
+All of it happens under the producer's one lock. Callbacks of users are returned to the caller, who makes them without.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from zbroker.client.batches import Batch, State
+from zbroker.clock import NS_PER_MS
+from zbroker.errors import BrokerError, RequestTimedOutError, error_for
+from zbroker.record.columns import encode_columns
+from zbroker.wire.layout import PRODUCED
+
+BACKOFF_FIRST_MS = 1
+BACKOFF_MAX_MS = 100
+
+
+class Sending(Protocol):
+    """What a queue needs of its producer."""
+
+    lock: threading.RLock
+    max_in_flight: int
+    acks: int
+    compression: str
+    compression_level: int | None
+
+    def count_closed(self, batch: Batch) -> None:
+        """The batch takes memory from now on."""
+
+    def transmit(self, queue: PartitionQueue, batch: Batch) -> bool:
+        """Send a closed batch. False when its leader is not known: the queue then asks for it."""
+
+    def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
+        """Send what the batch waits for, and pump until it is done."""
+
+    def count_done(self, batch: Batch) -> None:
+        """The batch's memory is free."""
+
+    def now_ns(self) -> int:
+        """The monotonic clock."""
+
+    def wall_ms(self) -> int:
+        """The wall clock."""
+
+
+class PartitionQueue:
+    """See the module."""
+
+    __slots__ = (
+        "_backoff_ms", "_closed_count", "failed", "in_flight", "lock", "needs_leader", "open", "partition", "producer",
+        "retry_ns", "topic", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, producer: Sending, topic: str, partition: int) -> None:
+        self.producer = producer
+        self.lock = producer.lock
+        self.topic = topic
+        self.partition = partition
+        self.open: Batch | None = None
+        self.waiting: deque[Batch] = deque()
+        self.in_flight: deque[Batch] = deque()
+        self.failed: list[Batch] = []
+        self.retry_ns = 0
+        self.needs_leader = False
+        self._backoff_ms = BACKOFF_FIRST_MS
+        self._closed_count = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is unacknowledged."""
+        return not (self.open or self.waiting or self.in_flight or self.failed)
+
+    def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
+        """Have the batch sent, and wait until it is done."""
+        return self.producer.wait_done(batch, timeout_ms)
+
+    def close_open(self) -> None:
+        """Close the open batch and send what may be sent. The lock is held."""
+        batch = self.open
+        if batch is None:
+            return
+        self.open = None
+        batch.timestamp_ms = self.producer.wall_ms()
+        batch.count = len(batch.values)
+        batch.encoded = encode_columns(
+            batch.values,
+            batch.keys if batch.has_keys else None,
+            timestamp_ms=batch.timestamp_ms,
+            headers=batch.headers if batch.has_headers else None,
+            timestamps_ms=batch.timestamps_ms if batch.has_times else None,
+            compression=self.producer.compression,
+            compression_level=self.producer.compression_level,
+        )
+        batch.size_bytes = len(batch.encoded)
+        self.add_closed(batch)
+
+    def add_closed(self, batch: Batch) -> None:
+        """Put an encoded batch behind the others and send what may be sent. The lock is held."""
+        batch.state = State.CLOSED
+        self._closed_count += 1
+        batch.number = self._closed_count
+        self.producer.count_closed(batch)
+        self.waiting.append(batch)
+        self.drain()
+
+    def drain(self) -> None:
+        """Send waiting batches while there is room on the way. The lock is held."""
+        producer = self.producer
+        while (
+            self.waiting and not self.failed and not self.needs_leader and len(self.in_flight) < producer.max_in_flight
+        ):
+            batch = self.waiting.popleft()
+            batch.state = State.SENT
+            self.in_flight.append(batch)
+            if not producer.transmit(self, batch):
+                self.in_flight.pop()
+                batch.state = State.CLOSED
+                self.waiting.appendleft(batch)
+                self.needs_leader = True
+                return
+
+    def answered(self, batch: Batch, number: int, body: list[Any]) -> list[Callable[[], None]]:
+        """The broker's answer to a batch. Returns the calls to make without the lock. The lock is held."""
+        if batch.state is not State.SENT:
+            return []
+        self.in_flight.remove(batch)
+        calls: list[Callable[[], None]] = []
+        if number == 0:
+            self._backoff_ms = BACKOFF_FIRST_MS
+            batch.base_offset, append_time_ms, _ = PRODUCED.unpack_from(body[0]) if body else (-1, -1, 0)
+            if append_time_ms >= 0:
+                batch.timestamp_ms = append_time_ms
+                batch.has_times = False
+            calls += self._finish(batch, None)
+        else:
+            error = error_for(number, bytes(body[0]).decode("utf-8", "replace") if body else "")
+            if error.retriable and self.producer.now_ns() < batch.deadline_ns:
+                batch.state = State.CLOSED
+                self.failed.append(batch)
+            else:
+                calls += self._finish(batch, error)
+        if self.failed and not self.in_flight:
+            self._put_back()
+        self.drain()
+        return calls
+
+    def _put_back(self) -> None:
+        # In the order in which they were closed: time-outs may have come in another one.
+        self.waiting.extendleft(sorted(self.failed, key=lambda batch: batch.number, reverse=True))
+        self.failed = []
+        self.needs_leader = True
+        self.retry_ns = self.producer.now_ns() + self._backoff_ms * NS_PER_MS
+        self._backoff_ms = min(2 * self._backoff_ms, BACKOFF_MAX_MS)
+
+    def leader_found(self) -> None:
+        """The leader is known again: go on. The lock is held."""
+        self.needs_leader = False
+        self.drain()
+
+    def leader_unknown(self) -> None:
+        """The leader was asked for and is not known: ask again later. The lock is held."""
+        self.retry_ns = self.producer.now_ns() + self._backoff_ms * NS_PER_MS
+        self._backoff_ms = min(2 * self._backoff_ms, BACKOFF_MAX_MS)
+
+    def expire(self, now_ns: int, reason: BrokerError | None) -> list[Callable[[], None]]:
+        """Fail waiting batches whose time is over. Returns the calls to make without the lock. The lock is held."""
+        calls: list[Callable[[], None]] = []
+        while self.waiting and self.waiting[0].deadline_ns <= now_ns:
+            late = reason or RequestTimedOutError("not delivered within delivery_timeout_ms")
+            calls += self._finish(self.waiting.popleft(), late)
+        return calls
+
+    def abandon(self, error: BrokerError) -> list[Callable[[], None]]:
+        """Fail everything. Returns the calls to make without the lock. The lock is held."""
+        calls: list[Callable[[], None]] = []
+        if self.open is not None:
+            self.open.count = len(self.open.values)
+            self.producer.count_closed(self.open)
+            self.waiting.append(self.open)
+            self.open = None
+        for batch in [*self.in_flight, *self.failed, *self.waiting]:
+            calls += self._finish(batch, error)
+        self.in_flight.clear()
+        self.failed.clear()
+        self.waiting.clear()
+        return calls
+
+    def _finish(self, batch: Batch, error: BrokerError | None) -> list[Callable[[], None]]:
+        batch.error = error
+        batch.encoded = None
+        batch.state = State.DONE
+        self.producer.count_done(batch)
+        callbacks, batch.callbacks = batch.callbacks, None
+        return [lambda call=call: call(batch) for call in callbacks] if callbacks else []  # type: ignore[misc]

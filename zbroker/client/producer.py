@@ -1,0 +1,394 @@
+"""The producer: records into batches, batches to the partitions' leaders, acknowledgements back.
+
+THREADS. Any thread may send. Full batches are encoded and sent by the thread that filled them; a background thread
+closes batches whose `linger_ms` is over, asks for leaders, sends again what failed, and delivers acknowledgements when
+nobody waits for one. A thread that waits (`result`, `flush`) receives by itself. The one lock is held for an append of
+some hundred nanoseconds, or for the encoding of a batch.
+
+LOSS AND ORDER. See `partition_queue`. A producer's process that dies loses what its worker has not taken from the lane.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
+
+from zbroker.client.batches import Batch, BatchFuture, SendFuture
+from zbroker.client.connection import Connection
+from zbroker.client.delivery import Delivery
+from zbroker.client.partition_queue import PartitionQueue
+from zbroker.client.partitioner import by_mmh3, by_murmur2, round_robin
+from zbroker.client.settings import ProducerSettings, read_settings
+from zbroker.clock import NS_PER_MS
+from zbroker.errors import BufferFullError, ClosedError, MessageSizeTooLargeError, TimeoutError_
+from zbroker.record.batch import read_header
+from zbroker.record.columns import encode_columns
+from zbroker.record.records import Headers, RecordMetadata, header_tuple
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+RECORDS_PER_BATCH_MAX: Final = 10_000
+RECORD_OVERHEAD_BYTES: Final = 16
+BATCH_OVERHEAD_BYTES: Final = 256
+MANY_BYTES: Final = 128 << 10  # of one batch of send_many: a batch that stays in a core's cache
+EXIT_FLUSH_MS: Final = 2_000
+
+_open_producers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class TopicSender:
+    """A topic as the producer sees it: its queues, and how a partition is chosen."""
+
+    __slots__ = ("choose", "keyless", "queues", "sticky", "turn")
+
+    def __init__(self, queues: list[PartitionQueue], choose: Callable[[bytes, int], int], keyless: Any) -> None:
+        self.queues = queues
+        self.choose = choose
+        self.keyless = keyless  # None: sticky
+        self.turn = 0
+        self.sticky = queues[0]
+
+    def next_sticky(self) -> None:
+        """Keyless records go to the next partition from now on."""
+        self.turn = (self.turn + 1) % len(self.queues)
+        self.sticky = self.queues[self.turn]
+
+    def queue_for(self, key: bytes | None) -> PartitionQueue:
+        """The queue of a record's partition."""
+        if self.keyless is not None:
+            number: int = self.keyless(key, len(self.queues))
+            return self.queues[number]
+        if key is None:
+            return self.sticky
+        return self.queues[self.choose(key, len(self.queues))]
+
+
+class Producer(Generic[K, V]):
+    """Sends records. See the module; settings are those of `ProducerSettings`."""
+
+    def __init__(self, config: Mapping[str, object] | None = None, /, **settings: object) -> None:
+        """Connect. Raises ConfigError for a setting, BrokerNotAvailableError when no broker answers."""
+        self.settings = read_settings(ProducerSettings, config, settings)
+        self._connection = Connection(
+            self.settings, request_bytes=self.settings.max_request_size + BATCH_OVERHEAD_BYTES, reply_bytes=16 << 10
+        )
+        self._request_max = min(self.settings.max_request_size, self._connection.welcome.message_max_bytes)
+        self._batch_max = min(self.settings.batch_size, self._request_max - BATCH_OVERHEAD_BYTES)
+        self._delivery = Delivery(self._connection, self.settings)
+        self.lock = self._delivery.lock
+        self._topics: dict[str, TopicSender] = {}
+        self._key_serializer = self.settings.key_serializer
+        self._value_serializer = self.settings.value_serializer
+        self._senders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._is_closed = False
+        _open_producers.add(self)
+
+    def send(
+        self,
+        topic: str,
+        value: V | None = None,
+        key: K | None = None,
+        *,
+        headers: Headers = (),
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        on_delivery: Callable[..., None] | None = None,
+    ) -> SendFuture:
+        """Queue a record and give the future of its acknowledgement. Waits only for a topic's first metadata, or for
+        room in the buffer, at most max_block_ms. Raises MessageSizeTooLargeError at once, BufferFullError."""
+        sender = self._topics.get(topic) or self._open_topic(topic)
+        value_bytes: Any = value if self._value_serializer is None or value is None else self._value_serializer(value)
+        key_bytes: Any = key if self._key_serializer is None or key is None else self._key_serializer(key)
+        size = RECORD_OVERHEAD_BYTES
+        if value_bytes is not None:
+            size += len(value_bytes)
+        if key_bytes is not None:
+            size += len(key_bytes)
+        found = header_tuple(headers) if headers else ()
+        if found:
+            size += sum(len(name) + len(blob or b"") + 8 for name, blob in found)
+        if size > self._request_max - BATCH_OVERHEAD_BYTES:
+            raise self._too_large(size)
+        delivery = self._delivery
+        if delivery.used_bytes > self.settings.buffer_memory:
+            self._wait_for_room()
+        with self.lock:
+            if self._is_closed:
+                raise ClosedError("this producer is closed")
+            queue = sender.queues[partition] if partition is not None else sender.queue_for(key_bytes)
+            batch = queue.open
+            if batch is None or batch.size_bytes + size > self._request_max - BATCH_OVERHEAD_BYTES:
+                queue.close_open()
+                batch = delivery.open_batch(queue)
+            values = batch.values
+            index = len(values)
+            values.append(value_bytes)
+            batch.keys.append(key_bytes)
+            if key_bytes is not None:
+                batch.has_keys = True
+            if found or batch.has_headers:
+                self._add_headers(batch, index, found)
+            if timestamp_ms is not None or batch.has_times:
+                self._add_time(batch, index, timestamp_ms)
+            batch.size_bytes += size
+            if batch.size_bytes >= self._batch_max or index + 1 >= RECORDS_PER_BATCH_MAX:
+                queue.close_open()
+                if queue is sender.sticky:
+                    sender.next_sticky()
+        if delivery.is_idle:
+            delivery.wake()
+        future = SendFuture(batch, index)
+        call = on_delivery or self.settings.on_delivery
+        if call is not None:
+            _deliver_to(call, batch, index)
+        return future
+
+    @staticmethod
+    def _add_headers(batch: Batch, index: int, found: tuple[Any, ...]) -> None:
+        if not batch.has_headers:
+            batch.has_headers = True
+            batch.headers = [()] * index
+        batch.headers.append(found)
+
+    @staticmethod
+    def _add_time(batch: Batch, index: int, timestamp_ms: int | None) -> None:
+        now_ms = time.time_ns() // NS_PER_MS
+        if not batch.has_times:
+            batch.has_times = True
+            batch.timestamps_ms = [now_ms] * index
+        batch.timestamps_ms.append(now_ms if timestamp_ms is None else timestamp_ms)
+
+    def _too_large(self, size: int) -> MessageSizeTooLargeError:
+        return MessageSizeTooLargeError(
+            f"a record of {size} bytes; requests take {self._request_max - BATCH_OVERHEAD_BYTES}"
+        )
+
+    def send_and_wait(
+        self, topic: str, value: V | None = None, key: K | None = None, *, timeout_ms: int | None = None, **rest: Any
+    ) -> RecordMetadata:
+        """Send a record and wait for its acknowledgement. Raises the delivery's error or TimeoutError_."""
+        return self.send(topic, value, key, **rest).result(None if timeout_ms is None else timeout_ms / 1000)
+
+    def send_many(
+        self,
+        topic: str,
+        values: Sequence[V],
+        keys: Sequence[K] | None = None,
+        *,
+        headers: Sequence[Headers] | None = None,
+        partition: int | None = None,
+        timestamps_ms: Sequence[int] | None = None,
+    ) -> BatchFuture:
+        """Send many records at once: the fast path. Without keys they go in runs to one partition after the other.
+
+        The sequences have one entry for each value. Raises MessageSizeTooLargeError before anything of a batch is sent.
+        """
+        sender = self._topics.get(topic) or self._open_topic(topic)
+        values_: Sequence[Any] = values if self._value_serializer is None else list(map(self._serialize_value, values))
+        keys_: Sequence[Any] | None = keys
+        if keys is not None and self._key_serializer is not None:
+            keys_ = [None if key is None else self._key_serializer(key) for key in keys]
+        tuples = None if headers is None else [header_tuple(found) for found in headers]
+        batches: list[Batch] = []
+        if keys_ is None and partition is None and sender.keyless is None:
+            self._send_runs(sender, None, (values_, None, tuples, timestamps_ms), batches)
+        elif partition is not None:
+            self._send_runs(sender, sender.queues[partition], (values_, keys_, tuples, timestamps_ms), batches)
+        else:
+            whole_keys: Sequence[Any] = keys_ if keys_ is not None else [None] * len(values_)
+            groups: dict[PartitionQueue, list[int]] = {}
+            for index, key in enumerate(whole_keys):
+                groups.setdefault(sender.queue_for(key), []).append(index)
+            for queue, indexes in groups.items():
+                columns = (values_, keys_, tuples, timestamps_ms)
+                part = tuple(None if c is None else [c[i] for i in indexes] for c in columns)
+                self._send_runs(sender, queue, part, batches)
+        return BatchFuture(batches)
+
+    def _serialize_value(self, value: Any) -> Any:
+        return value if value is None or self._value_serializer is None else self._value_serializer(value)
+
+    def _send_runs(self, sender: TopicSender, queue: PartitionQueue | None, columns: Any, batches: list[Batch]) -> None:
+        values, keys, headers, times = columns
+        first, count = 0, len(values)
+        sample = values[0] if count else None
+        run = max(1, min(RECORDS_PER_BATCH_MAX, MANY_BYTES // ((len(sample) if sample else 0) + 8)))
+        while first < count:
+            last = min(count, first + run)
+            encoded = encode_columns(
+                values[first:last],
+                None if keys is None else keys[first:last],
+                timestamp_ms=time.time_ns() // NS_PER_MS,
+                headers=None if headers is None else headers[first:last],
+                timestamps_ms=None if times is None else times[first:last],
+                compression=self.settings.compression_type,
+                compression_level=self.settings.compression_level,
+            )
+            if len(encoded) > self._request_max:
+                if last - first == 1:
+                    raise self._too_large(len(encoded))
+                run = max(1, (last - first) * self._request_max // (2 * len(encoded)))
+                continue
+            batches.append(self._enqueue(queue or sender.sticky, encoded, values[first:last]))
+            if queue is None:
+                sender.next_sticky()
+            run = max(1, min(RECORDS_PER_BATCH_MAX, run * MANY_BYTES // len(encoded) or 1))
+            first = last
+
+    def _enqueue(self, queue: PartitionQueue, encoded: bytearray, values: Sequence[Any] = ()) -> Batch:
+        delivery = self._delivery
+        if delivery.used_bytes > self.settings.buffer_memory:
+            self._wait_for_room()
+        with self.lock:
+            if self._is_closed:
+                raise ClosedError("this producer is closed")
+            queue.close_open()
+            header = read_header(encoded)
+            batch = delivery.open_batch(queue)
+            queue.open = None
+            batch.values = values  # type: ignore[assignment]
+            batch.count, batch.encoded, batch.size_bytes = header.record_count, encoded, len(encoded)
+            batch.timestamp_ms = header.base_timestamp
+            queue.add_closed(batch)
+        delivery.receive_some()
+        return batch
+
+    def sender(
+        self, topic: str, *, partition: int | None = None, on_error: Callable[[Exception], None] | None = None
+    ) -> Callable[..., None]:
+        """A bound call for a hot loop of one thread: `emit(value, key=None)`, no future. Errors go to `on_error`, and
+        the first of them is raised by the next `flush`. Records with a key and those without each keep their order."""
+        from zbroker.client.sender import Emitter
+
+        emitter = Emitter(self, topic, partition, on_error)
+        self._senders.add(emitter)
+        self._delivery.emitters.add(emitter)
+        self._delivery.wake()
+        return emitter.emit
+
+    def create_batch(self, topic: str, *, partition: int) -> Any:
+        """A batch to fill by hand: `append(value, key=None, ...) -> bool`, then `send_batch`."""
+        from zbroker.client.batch_builder import BatchBuilder
+
+        return BatchBuilder(topic, partition, self._request_max - BATCH_OVERHEAD_BYTES, self.settings)
+
+    def send_batch(self, batch: Any) -> BatchFuture:
+        """Send a `BatchBuilder`'s batch."""
+        sender = self._topics.get(batch.topic) or self._open_topic(batch.topic)
+        return BatchFuture([self._enqueue(sender.queues[batch.partition], batch.encode())])
+
+    def flush(self, *, timeout_ms: int | None = None) -> int:
+        """Send everything and wait until all is answered. Returns how many records are still unanswered after
+        `timeout_ms`: 0 means all are done. Raises the first error of a `sender`."""
+        self._check_open()
+        for emitter in list(self._senders):
+            emitter.hand_over()
+        left = self._delivery.flush(timeout_ms)
+        for emitter in list(self._senders):
+            emitter.raise_first_error()
+        return left
+
+    def partitions_for(self, topic: str) -> list[int]:
+        """The numbers of a topic's partitions; the topic is created if it may be."""
+        sender = self._topics.get(topic) or self._open_topic(topic)
+        return list(range(len(sender.queues)))
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the start: records and batches acknowledged and failed, bytes in the buffer."""
+        return self._delivery.metrics()
+
+    def _open_topic(self, topic: str) -> TopicSender:
+        self._check_open()
+        info = self._delivery.find_topic(topic)
+        with self.lock:
+            found = self._topics.get(topic)
+            if found is not None:
+                return found
+            queues = [self._delivery.queue(topic, number) for number in range(len(info.partitions))]
+            name = self.settings.partitioner
+            keyless = round_robin() if name == "round_robin" else name if callable(name) else None
+            self._topics[topic] = TopicSender(queues, by_murmur2 if name == "murmur2_random" else by_mmh3, keyless)
+            return self._topics[topic]
+
+    def _check_open(self) -> None:
+        self._connection.check_usable()
+        if self._is_closed:
+            raise ClosedError("this producer is closed")
+
+    def _wait_for_room(self) -> None:
+        self._check_open()
+        limit = self.settings.buffer_memory
+        if not self._delivery.wait_for(lambda: self._delivery.used_bytes <= limit, self.settings.max_block_ms):
+            raise BufferFullError(
+                f"the buffer of {limit} bytes stayed full for {self.settings.max_block_ms} ms "
+                "(buffer_memory, max_block_ms; zbroker status shows whether the worker lives)"
+            )
+
+    def close(self, *, timeout_ms: int | None = None) -> None:
+        """Send what is queued, wait for its answers at most `timeout_ms` (None: delivery_timeout_ms), and disconnect.
+
+        What is not answered then fails with TimeoutError_. Closing twice is closing once.
+        """
+        if self._is_closed:
+            return
+        try:
+            self._connection.check_usable()
+        except (ClosedError, RuntimeError):
+            self._is_closed = True
+            return
+        try:
+            for emitter in list(self._senders):
+                emitter.hand_over()
+            self._delivery.flush(timeout_ms)
+        finally:
+            with self.lock:
+                self._is_closed = True
+            _open_producers.discard(self)
+            self._delivery.close(TimeoutError_("the producer was closed before this was acknowledged"))
+            self._connection.close()
+        for emitter in list(self._senders):
+            emitter.raise_first_error()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error, Ctrl-C above all, a full flush could take the whole delivery time-out.
+        self.close(timeout_ms=None if kind is None else EXIT_FLUSH_MS)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Producer cannot be pickled: create one per process (celery: worker_process_init)")
+
+
+def _deliver_to(call: Callable[..., None], batch: Batch, index: int) -> None:
+    def done(found: Batch) -> None:
+        if found.error is not None:
+            call(None, found.error)
+        else:
+            call(found.metadata(index), None)
+
+    batch.on_done(done)
+
+
+def _flush_at_exit() -> None:
+    for producer in list(_open_producers):
+        pending = producer._delivery.unanswered_records()
+        if pending and os.getpid() == producer._connection._pid:
+            producer.close(timeout_ms=EXIT_FLUSH_MS)
+            left = producer._delivery.failed_at_close
+            if left:
+                warnings.warn(
+                    f"{left} records were not delivered before exit: call close()", ResourceWarning, stacklevel=1
+                )
+
+
+atexit.register(_flush_at_exit)

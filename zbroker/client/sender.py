@@ -1,0 +1,157 @@
+"""`producer.sender(topic)`: a bound call for a hot loop, 0.2 to 0.3 us a record.
+
+WHY IT NEEDS NO LOCK. One thread appends to plain lists; `list.append` is one step under the interpreter's lock. When
+the lists are handed over (full, or by `flush`, `close` and a lingering producer's thread), the first n entries are
+copied and then deleted, each in one step: entries appended in between are behind them and stay.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zbroker.clock import NS_PER_MS
+from zbroker.record.columns import encode_columns
+
+if TYPE_CHECKING:
+    from zbroker.client.batches import Batch
+    from zbroker.client.producer import Producer
+
+OVERHEAD_BYTES = 16
+RECORDS_MAX = 10_000
+
+
+class Emitter:
+    """Holds the open lists of one `sender`."""
+
+    def __init__(
+        self,
+        producer: Producer[Any, Any],
+        topic: str,
+        partition: int | None,
+        on_error: Callable[[Exception], None] | None,
+    ) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._partition = partition
+        self._on_error = on_error
+        self._sender = producer._topics.get(topic) or producer._open_topic(topic)
+        self._lists: dict[int, tuple[list[Any], list[Any]]] = {}
+        self._keyless: list[Any] = []
+        self._first_error: Exception | None = None
+        self._turn_lock = threading.Lock()
+        self._limit = producer._batch_max
+        self.emit = self._make_emit()
+
+    def _make_emit(self) -> Callable[..., None]:
+        append = self._keyless.append
+        limit, hand_over_keyless, keyed = self._limit, self._hand_over_keyless, self._emit_keyed
+        value_serializer, key_serializer = self._producer._value_serializer, self._producer._key_serializer
+        if value_serializer is not None or key_serializer is not None or self._sender.keyless is not None:
+            return self._emit_slowly
+        room, count = limit, RECORDS_MAX
+
+        def emit(value: Any, key: Any = None) -> None:
+            nonlocal room, count
+            if key is not None:
+                keyed(value, key)
+                return
+            append(value)
+            room -= len(value) + OVERHEAD_BYTES
+            count -= 1
+            if room <= 0 or not count:
+                hand_over_keyless()
+                room, count = limit, RECORDS_MAX
+
+        return emit
+
+    def _emit_slowly(self, value: Any, key: Any = None) -> None:
+        future = self._producer.send(self._topic, value, key, partition=self._partition)
+        future._batch.on_done(self._note)
+
+    def _emit_keyed(self, value: Any, key: Any) -> None:
+        sender = self._sender
+        number = self._partition
+        if number is None:
+            number = sender.choose(key, len(sender.queues))
+        lists = self._lists.get(number)
+        if lists is None:
+            lists = self._lists[number] = ([], [])
+        values, keys = lists
+        values.append(value)
+        keys.append(key)
+        if len(values) & 63 == 0 and self._is_full(values, keys):
+            self._hand_over_keyed(number)
+
+    def _is_full(self, values: list[Any], keys: list[Any]) -> bool:
+        # Looked at only every 64 records: the mean of a sample is enough to close a batch near its size.
+        count = len(values)
+        sample = sum(map(len, values[-16:])) + sum(map(len, keys[-16:]))
+        return count >= RECORDS_MAX - 64 or count * (sample // 16 + OVERHEAD_BYTES) >= self._limit
+
+    def _hand_over_keyless(self) -> None:
+        with self._turn_lock:
+            values = self._keyless
+            count = len(values)
+            if not count:
+                return
+            part = values[:count]
+            del values[:count]
+            sender = self._sender
+            queue = sender.queues[self._partition] if self._partition is not None else sender.sticky
+            self._send(queue, part, None)
+            if self._partition is None:
+                sender.next_sticky()
+
+    def _hand_over_keyed(self, number: int) -> None:
+        with self._turn_lock:
+            values, keys = self._lists[number]
+            count = min(len(values), len(keys))
+            if not count:
+                return
+            part, part_keys = values[:count], keys[:count]
+            del values[:count]
+            del keys[:count]
+            self._send(self._sender.queues[number], part, part_keys)
+
+    def hand_over(self) -> None:
+        """Pass everything that was emitted on to the producer's queues."""
+        self._hand_over_keyless()
+        for number in list(self._lists):
+            self._hand_over_keyed(number)
+
+    def _send(self, queue: Any, values: list[Any], keys: list[Any] | None) -> None:
+        encoded = encode_columns(
+            values,
+            keys,
+            timestamp_ms=time.time_ns() // NS_PER_MS,
+            compression=self._producer.settings.compression_type,
+            compression_level=self._producer.settings.compression_level,
+        )
+        if len(encoded) > self._producer._request_max:
+            if len(values) == 1:
+                self._fail(self._producer._too_large(len(encoded)))
+                return
+            half = len(values) // 2
+            self._send(queue, values[:half], None if keys is None else keys[:half])
+            self._send(queue, values[half:], None if keys is None else keys[half:])
+            return
+        self._producer._enqueue(queue, encoded, values).on_done(self._note)
+
+    def _note(self, batch: Batch) -> None:
+        if batch.error is not None:
+            self._fail(batch.error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._first_error is None:
+            self._first_error = error
+        if self._on_error is not None:
+            self._on_error(error)
+
+    def raise_first_error(self) -> None:
+        """Raise the first error since the last call, if there was one."""
+        error, self._first_error = self._first_error, None
+        if error is not None:
+            raise error
