@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -50,11 +50,12 @@ def reset_signals(numbers: Iterable[int]) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def become_child(process_name: str, parent_pid: int, handled_signals: Iterable[int]) -> None:
-    """Leave everything of the supervisor behind. Called in the child, first."""
+def become_child(process_name: str, parent_pid: int, handled_signals: Sequence[int]) -> None:
+    """Leave everything of the supervisor behind. Called in the child, first, with these signals blocked."""
     die_with_parent(parent_pid)
     signal.set_wakeup_fd(-1)
     reset_signals(handled_signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled_signals)
     os.setpgid(0, 0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

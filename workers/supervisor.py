@@ -166,13 +166,20 @@ class Supervisor:
         parent_pid = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
+        # A signal that reached the child before its handlers are its own would be written to the supervisor's pipe.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
+            if pid == 0:
+                self._be_child(number, parent_pid)
         except OSError as error:
-            self._handle(lifecycle.StartFailed(number, error.strerror or str(error)))
+            pid = -1
+            reason = error.strerror or str(error)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        if pid < 0:
+            self._handle(lifecycle.StartFailed(number, reason))
             return
-        if pid == 0:
-            self._be_child(number, parent_pid)
         # The child cannot be reaped by anybody else, so its pid is still its own here, even if it has died.
         fd = os.pidfd_open(pid)
         self._pidfds[number] = fd
