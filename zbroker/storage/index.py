@@ -85,7 +85,7 @@ class _Columns:
         pack = self.entry.pack
         data = b"".join(map(pack, self.first[start:], self.second[start:]))
         try:
-            fd = self._files.open(self.path, os.O_WRONLY | os.O_CREAT)
+            fd = self._files.open(self.path, os.O_WRONLY | os.O_CREAT | (0 if start else os.O_TRUNC))
             try:
                 self._files.pwrite(fd, data, start * self.entry.size)
                 self._saved_count = len(self.first)
@@ -95,12 +95,24 @@ class _Columns:
             pass
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` entries. The file is made anew: what lies behind them would be taken for entries."""
+        """Keep the first `count` entries. The file is written anew: what lies behind would be taken for entries."""
+        assert count > 0
         if count == len(self.first) and self.is_saved:
             return
         del self.first[count:]
         del self.second[count:]
-        self.create()
+        self._saved_count = 0
+        self.save()
+
+    def clear(self) -> None:
+        """Forget all entries, and whatever the file holds."""
+        self.first = array(self.codes[0])
+        self.second = array(self.codes[1])
+        self._saved_count = 0
+        try:
+            self.create()
+        except BrokerError:
+            pass  # the first save tries again
 
     def forget(self) -> None:
         """Free the memory of an index that is saved; `load` brings it back."""

@@ -1,7 +1,7 @@
 """The two indexes of one segment, kept in step: when an entry is due, and what the largest timestamp is.
 
-Guarantees: the entries are the same whether they were made while appending or by a walk over the log, so a rebuilt index
-equals the first one. Entries follow Kafka's rule: one when more than `interval_bytes` were appended since the last.
+Guarantees: the entries are the same whether they were made while appending or by a walk over the log, so a rebuilt
+index equals the first one. Entries follow Kafka's rule: one when more than `interval_bytes` were appended since the last.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class IndexPair:
 
     def restart(self) -> None:
         """Forget all entries, in the files too: a walk over the log makes them anew."""
-        self.offsets.cut(0)
-        self.times.cut(0)
+        self.offsets.clear()
+        self.times.clear()
         self.is_loaded = True
         self.timestamp_max = NO_TIMESTAMP
         self._timestamp_max_relative = 0

@@ -78,7 +78,7 @@ class Log:
         `leader_epoch_hint`: the epoch of the grant; no batch can have a higher one. `handles`: one for all logs of a
         process. Raises DirectoryLockedError, CopyDamagedError (the files are untouched), DiskFullError, StorageError.
         """
-        handles = handles or Handles(files)
+        handles = Handles(files) if handles is None else handles
         is_fresh = files.make_directory(directory)
         lock_fd = handles.lock_directory(directory)
         try:

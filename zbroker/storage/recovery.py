@@ -23,7 +23,7 @@ from zbroker.record.layout import BatchHeader
 from zbroker.storage.checkpoint import Positions, read_marker
 from zbroker.storage.epochs import Epochs, EpochStart
 from zbroker.storage.files import Files
-from zbroker.storage.layout import LOG, CleanMarker, parse_segment_name
+from zbroker.storage.layout import INDEX, LOG, TIMEINDEX, CleanMarker, parse_segment_name
 from zbroker.storage.scan import EPOCH_MAX
 from zbroker.storage.segment import Segment
 
@@ -67,7 +67,7 @@ def open_segments(
 
     Raises CopyDamagedError. Creates a first segment when there is none.
     """
-    bases = _segment_bases(directory, files)
+    bases, unpaired = _segment_bases(directory, files)
     segments = [make_segment(base) for base in bases]
     if not segments:
         first = _first_segment(positions, make_segment)
@@ -85,23 +85,28 @@ def open_segments(
     removed = [*segments[:below], *removed]
     segments = segments[below:]
     log_start = max(segments[0].base_offset, min(positions.saved.log_start, segments[-1].next_offset))
+    for segment in segments[:-1]:
+        if segment.base_offset in unpaired:
+            segment.rebuild_indexes()
     _check_epochs(epochs, segments)
     return Opened(segments, removed, log_start, report)
 
 
-def _segment_bases(directory: Path, files: Files) -> list[int]:
-    bases, others = set(), []
+def _segment_bases(directory: Path, files: Files) -> tuple[list[int], set[int]]:
+    """(base offsets of the .log files, those of them that miss an index file). Index files without a log go."""
+    bases: set[int] = set()
+    index_files: dict[tuple[int, str], str] = {}
     for name in files.list_directory(directory):
         found = parse_segment_name(name)
-        if found is not None:
-            if found[1] == LOG:
-                bases.add(found[0])
-            else:
-                others.append((found[0], name))
-    for base, name in others:
+        if found is not None and found[1] == LOG:
+            bases.add(found[0])
+        elif found is not None:
+            index_files[found] = name
+    for (base, _), name in index_files.items():
         if base not in bases:
             files.unlink(directory / name)
-    return sorted(bases)
+    unpaired = {base for base in bases if (base, INDEX) not in index_files or (base, TIMEINDEX) not in index_files}
+    return sorted(bases), unpaired
 
 
 def _first_segment(positions: Positions, make_segment: MakeSegment) -> Segment:

@@ -123,7 +123,7 @@ class Segment:
             found = self._walk_to(entry, offset)
             if found is not None:
                 return found
-            self._rebuild_indexes()
+            self.rebuild_indexes()
         scan = self._walk(0, self.base_offset)
         for position, header in scan:
             if header.next_offset > offset:
@@ -206,7 +206,7 @@ class Segment:
             if found.header.max_timestamp == entry.timestamp:
                 start = found.header.base_offset
             else:
-                self._rebuild_indexes()
+                self.rebuild_indexes()
         begin = self.find(max(start, offset_min))
         for position, header in self._walk(begin.position, begin.header.base_offset):
             if header.max_timestamp >= timestamp:
@@ -234,7 +234,7 @@ class Segment:
 
     def _load_indexes(self) -> None:
         if not self.indexes.is_loaded and not self.indexes.load(self.store.end, self.next_offset - self.base_offset):
-            self._rebuild_indexes()
+            self.rebuild_indexes()
         self._handles.use_indexes(self)
         if self.indexes.timestamp_max == NO_TIMESTAMP and self.next_offset > self.base_offset:
             self._restore_timestamp_max()
@@ -252,7 +252,7 @@ class Segment:
         for _, header in self._walk(position, offset):
             self.indexes.note_timestamp(header.max_timestamp, header.last_offset - self.base_offset)
 
-    def _rebuild_indexes(self) -> None:
+    def rebuild_indexes(self) -> None:
         """Make both indexes anew from the log. Raises CorruptRecordError when the log cannot be walked to its end."""
         next_offset = self.next_offset
         self._restart()
