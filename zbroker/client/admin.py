@@ -1,0 +1,319 @@
+"""The admin client: topics, their settings, records to delete, the broker's processes.
+
+Every call returns when the coordinator or the leader has done it, or raises a typed error that names what to look at.
+With `raise_errors=False` the errors of single topics are in the result instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from zbroker import ids
+from zbroker.client.connection import Connection
+from zbroker.client.settings import ConnectionSettings, read_settings
+from zbroker.errors import BrokerError, LeaderNotAvailableError, UnknownTopicOrPartitionError, error_for
+from zbroker.ids import TopicPartition
+from zbroker.record.records import OffsetAndTimestamp
+from zbroker.shm.board_reader import BoardReader
+from zbroker.wire.codec import decode, encode
+from zbroker.wire.layout import Api
+from zbroker.wire.messages import (
+    EARLIEST,
+    LATEST,
+    LOG_END,
+    AlterConfigs,
+    ClusterInfo,
+    ConfigEntries,
+    CreatePartitions,
+    CreateTopics,
+    DeleteRecords,
+    DeleteTopics,
+    DescribeConfigs,
+    ListOffsetsReply,
+    ListOffsetsRequest,
+    LowWatermark,
+    NewTopicSpec,
+    OffsetQuery,
+    ProcessInfo,
+    TopicInfo,
+    TopicResult,
+    TopicResults,
+)
+
+_NOT_SEEN_MS = 20
+
+
+class NewTopic:
+    """A topic to create. None: the broker's default."""
+
+    def __init__(
+        self,
+        name: str,
+        num_partitions: int | None = None,
+        replication_factor: int | None = None,
+        config: Mapping[str, object] | None = None,
+    ) -> None:
+        self.name = name
+        self.num_partitions = num_partitions
+        self.replication_factor = replication_factor
+        self.config = dict(config or {})
+
+
+class PartitionDescription(msgspec.Struct, frozen=True):
+    """A partition as it is now. Offsets are None while it has no leader, or where its board cannot be read."""
+
+    partition: int
+    leader: int | None
+    leader_name: str | None
+    leader_pid: int | None
+    leader_epoch: int
+    replicas: list[int]
+    isr: list[int]
+    elr: list[int]
+    directory: str
+    log_start: int | None
+    high_watermark: int | None
+    log_end: int | None
+    size_bytes: int | None
+    segment_count: int | None
+
+
+class TopicDescription(msgspec.Struct, frozen=True):
+    """A topic as it is now; `error` is set when it could not be created or found and errors are not raised."""
+
+    name: str
+    topic_id: int
+    config: dict[str, str]
+    partitions: list[PartitionDescription]
+    error: str = ""
+
+
+class AdminClient:
+    """See the module. Settings are those of every client: `bootstrap_servers`, `client_id`, time-outs, `transport`."""
+
+    def __init__(self, config: Mapping[str, object] | None = None, /, **settings: object) -> None:
+        """Connect. Raises ConfigError, BrokerNotAvailableError."""
+        self._connection = Connection(read_settings(ConnectionSettings, config, settings))
+
+    def create_topics(
+        self,
+        topics: Iterable[NewTopic | str],
+        *,
+        validate_only: bool = False,
+        timeout_ms: int | None = None,
+        raise_errors: bool = True,
+    ) -> dict[str, TopicDescription]:
+        """Create topics; when this returns their partitions have leaders. Raises the first topic's error."""
+        specs = [_spec(topic) for topic in topics]
+        results = self._ask_topics(Api.CREATE_TOPICS, CreateTopics(specs, validate_only), timeout_ms, raise_errors)
+        made = [result.name for result in results if result.error == 0]
+        found = {} if validate_only or not made else self.describe_topics(made)
+        for result in results:
+            if result.error:
+                text = str(error_for(result.error, result.message))
+                found[result.name] = TopicDescription(result.name, 0, {}, [], text)
+        return found
+
+    def delete_topics(
+        self, names: Iterable[str], *, timeout_ms: int | None = None, raise_errors: bool = True
+    ) -> dict[str, str]:
+        """Delete topics and their records. Returns each topic's error text, '' when it is gone."""
+        results = self._ask_topics(Api.DELETE_TOPICS, DeleteTopics(list(names)), timeout_ms, raise_errors)
+        return {result.name: result.message for result in results}
+
+    def _ask_topics(self, api: Api, body: Any, timeout_ms: int | None, raise_errors: bool) -> list[TopicResult]:
+        results = decode(TopicResults, self._ask(api, body, timeout_ms)).topics
+        for result in results:
+            if result.error and raise_errors:
+                raise error_for(result.error, result.message)
+        return results
+
+    def _ask(self, api: Api, body: Any, timeout_ms: int | None = None) -> Any:
+        """Ask the coordinator once: it must not be asked twice to create."""
+        frames = self._connection.request(
+            ids.COORDINATOR, api, [encode(body)], timeout_ms=timeout_ms, repeats=api in _REPEATABLE
+        )
+        return frames[0]
+
+    def create_partitions(self, totals: Mapping[str, int], *, timeout_ms: int | None = None) -> None:
+        """Give topics more partitions: `totals` says how many each shall have."""
+        for name, total in totals.items():
+            self._ask(Api.CREATE_PARTITIONS, CreatePartitions(name, total), timeout_ms)
+
+    def list_topics(self, *, include_internal: bool = False) -> list[str]:
+        """The names of all topics, sorted. Internal ones begin with two underscores."""
+        names = self._connection.metadata(None, refresh=True).topics
+        return sorted(name for name in names if include_internal or not name.startswith("__"))
+
+    def describe_topics(
+        self, names: Iterable[str] | None = None, *, raise_errors: bool = True
+    ) -> dict[str, TopicDescription]:
+        """Topics with their partitions, leaders and offsets; None: all. Raises UnknownTopicOrPartitionError."""
+        asked = None if names is None else list(names)
+        view = self._connection.metadata(asked, refresh=True)
+        found = {}
+        for name in asked if asked is not None else sorted(view.topics):
+            topic = view.topics.get(name)
+            if topic is None or topic.error:
+                code = topic.error if topic is not None else UnknownTopicOrPartitionError.code
+                error = error_for(code, f"topic {name!r} does not exist")
+                if raise_errors:
+                    raise error
+                found[name] = TopicDescription(name, 0, {}, [], str(error))
+            else:
+                found[name] = self._describe(topic, view.processes)
+        return found
+
+    def _describe(self, topic: TopicInfo, processes: Mapping[int, ProcessInfo]) -> TopicDescription:
+        boards: dict[int, BoardReader | None] = {}
+        partitions = []
+        for info in topic.partitions:
+            process = processes.get(info.leader)
+            if info.leader not in boards:
+                boards[info.leader] = self._board_of(process)
+            board = boards[info.leader]
+            cell = board.partition_cell(topic.topic_id, info.partition) if board is not None else None
+            now = cell.view() if cell is not None else None
+            partitions.append(
+                PartitionDescription(
+                    partition=info.partition,
+                    leader=info.leader if info.leader >= 0 else None,
+                    leader_name=process.name if process is not None else None,
+                    leader_pid=ids.pid_of(info.leader_incarnation) if info.leader >= 0 else None,
+                    leader_epoch=info.leader_epoch,
+                    replicas=info.replicas,
+                    isr=info.isr,
+                    elr=info.elr,
+                    directory=info.directory,
+                    log_start=now.log_start if now else None,
+                    high_watermark=now.high_watermark if now else None,
+                    log_end=now.log_end if now else None,
+                    size_bytes=now.size_bytes if now else None,
+                    segment_count=now.segment_count if now else None,
+                )
+            )
+        for board in boards.values():
+            if board is not None:
+                board.close()
+        return TopicDescription(topic.name, topic.topic_id, topic.config, partitions)
+
+    def _board_of(self, process: ProcessInfo | None) -> BoardReader | None:
+        if process is None or not self._connection.welcome.shared_memory:
+            return None
+        try:
+            return BoardReader.open(Path(process.board))
+        except (FileNotFoundError, BrokerError):
+            return None
+
+    def describe_configs(self, name: str) -> dict[str, tuple[str, str]]:
+        """A topic's settings in force: name -> (value, origin: topic, broker or default)."""
+        entries = decode(ConfigEntries, self._ask(Api.DESCRIBE_CONFIGS, DescribeConfigs(name))).entries
+        return {entry.name: (entry.value, entry.origin) for entry in entries}
+
+    def alter_configs(
+        self, name: str, settings: Mapping[str, object] | None = None, *, unset: Sequence[str] = ()
+    ) -> None:
+        """Change a topic's own settings; `unset` puts settings back to the broker's defaults."""
+        texts = {key: str(value) for key, value in (settings or {}).items()}
+        self._ask(Api.ALTER_CONFIGS, AlterConfigs(name, texts, list(unset)))
+
+    def delete_records(self, offsets: Mapping[TopicPartition | tuple[str, int], int]) -> dict[TopicPartition, int]:
+        """Delete records before an offset (-1: before the high watermark). Returns where each log starts now."""
+        found = {}
+        for (topic, number), offset in offsets.items():
+            view = self._connection.metadata([topic], refresh=True)
+            info, partition = view.leader(topic, number)
+            frames = self._connection.request(
+                partition.leader, Api.DELETE_RECORDS, [encode(DeleteRecords(offset))], topic_id=info.topic_id,
+                partition=number, leader_epoch=partition.leader_epoch,
+            )  # fmt: skip
+            found[TopicPartition(topic, number)] = decode(LowWatermark, frames[0]).log_start
+        return found
+
+    def list_offsets(
+        self, queries: Mapping[TopicPartition | tuple[str, int], int | str]
+    ) -> dict[TopicPartition, OffsetAndTimestamp]:
+        """Offsets by 'earliest', 'latest' (high watermark), 'end', or a time in ms; offset -1: no record that late."""
+        names = {"earliest": EARLIEST, "latest": LATEST, "end": LOG_END}
+        asked: dict[int, list[tuple[TopicPartition, OffsetQuery]]] = {}
+        view = self._connection.metadata({topic for topic, _ in queries}, refresh=True)
+        for (topic, number), what in queries.items():
+            info, partition = view.leader(topic, number)
+            timestamp_ms = names[what] if isinstance(what, str) else what
+            entry = (TopicPartition(topic, number), OffsetQuery(info.topic_id, number, timestamp_ms))
+            asked.setdefault(partition.leader, []).append(entry)
+        found = {}
+        for leader, entries in asked.items():
+            body = encode(ListOffsetsRequest([query for _, query in entries]))
+            answers = decode(ListOffsetsReply, self._connection.request(leader, Api.LIST_OFFSETS, [body])[0]).partitions
+            for (tp, _), answer in zip(entries, answers, strict=True):
+                if answer.error:
+                    raise error_for(answer.error, str(tp))
+                found[tp] = OffsetAndTimestamp(answer.offset, answer.timestamp_ms)
+        return found
+
+    def wait_for_topics(self, names: Iterable[str], *, timeout_ms: int = 10_000) -> None:
+        """Return when every topic exists and every partition has a leader. Raises the last error after `timeout_ms`."""
+        wanted = list(names)
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        while True:
+            try:
+                view = self._connection.metadata(wanted, refresh=True)
+                for name in wanted:
+                    for info in view.topic(name).partitions:
+                        if info.leader < 0:
+                            raise LeaderNotAvailableError(f"{name}:{info.partition} has no leader yet")
+                return
+            except BrokerError as error:
+                if not error.retriable or time.monotonic() > deadline_s:
+                    raise
+            self._connection.wait_for(lambda: False, _NOT_SEEN_MS)
+
+    def describe_cluster(self) -> ClusterInfo:
+        """The broker as a whole: its id, version, directory, processes, counts."""
+        return decode(ClusterInfo, self._ask(Api.DESCRIBE_CLUSTER, DescribeConfigs("")))
+
+    def describe_processes(self) -> list[ProcessInfo]:
+        """The processes that are registered."""
+        return self.describe_cluster().processes
+
+    def describe_log_dirs(self) -> dict[str, dict[TopicPartition, int]]:
+        """Bytes of each partition by the directory that holds its copy."""
+        found: dict[str, dict[TopicPartition, int]] = {}
+        for name, topic in self.describe_topics().items():
+            for partition in topic.partitions:
+                root = str(Path(partition.directory).parent.parent)
+                found.setdefault(root, {})[TopicPartition(name, partition.partition)] = partition.size_bytes or 0
+        return found
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an AdminClient cannot be pickled: create one per process")
+
+
+_REPEATABLE = frozenset({Api.DESCRIBE_CLUSTER, Api.DESCRIBE_CONFIGS, Api.ALTER_CONFIGS})
+
+
+def _spec(topic: NewTopic | str) -> NewTopicSpec:
+    if isinstance(topic, str):
+        return NewTopicSpec(topic, -1, -1, {})
+    partitions = -1 if topic.num_partitions is None else topic.num_partitions
+    factor = -1 if topic.replication_factor is None else topic.replication_factor
+    return NewTopicSpec(topic.name, partitions, factor, {key: str(value) for key, value in topic.config.items()})
