@@ -60,9 +60,11 @@ sys.exit(main(msgspec.json.decode(sys.argv[1], type=ServerConfig), int(sys.argv[
 """
 
 
-def batch_of(values: Sequence[bytes], timestamp_ms: int = 1_700_000_000_000) -> bytes:
-    """A complete batch of these values."""
-    return encode_columns(list(values), timestamp_ms=timestamp_ms)
+def batch_of(values: Sequence[bytes], timestamp_ms: int | None = None) -> bytes:
+    """A complete batch of these values. Their time is now: retention would take what is older."""
+    if timestamp_ms is None:
+        timestamp_ms = time.time_ns() // 1_000_000
+    return bytes(encode_columns(list(values), timestamp_ms=timestamp_ms))
 
 
 class Answer:
@@ -234,7 +236,9 @@ class ScriptedWorker:
     def copy_directory(self, topic_id: int, partition: int) -> Path:
         return self.paths.copies_dirs[0] / "1" / ids.partition_directory_name(topic_id, partition)
 
-    def grant(self, topic_id: int = 1, partition: int = 0, *, epoch: int = 1, **config: str) -> Granted:
+    def grant(
+        self, topic_id: int = 1, partition: int = 0, *, epoch: int = 1, config: dict[str, str] | None = None
+    ) -> Granted:
         """Let the worker lead a partition."""
         grant = PartitionGrant(
             topic_id=topic_id,
@@ -244,7 +248,7 @@ class ScriptedWorker:
             directory=str(self.copy_directory(topic_id, partition)),
             leader_epoch=epoch,
             coordinator_cell=0,
-            config=config,
+            config=config or {},
         )
         return self.call(Api.GRANT, encode(Grant([grant]))).as_(Granted)
 
