@@ -11,7 +11,7 @@ from zbroker.clock import ManualClock
 from zbroker.config.schema import TopicConfig
 from zbroker.record.batch import batches_in, check_batch, stamp
 from zbroker.record.columns import encode_columns
-from zbroker.storage.files import Buffer, Files
+from zbroker.storage.files import Buffer, Files, storage_error
 from zbroker.storage.handles import Handles
 from zbroker.storage.log import Log
 
@@ -28,23 +28,26 @@ class RebootableFiles(Files):
 
 
 class FailingFiles(RebootableFiles):
-    """Files whose next calls fail as told. A negative count fails for ever."""
+    """Files whose calls fail as told."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.failures: dict[str, tuple[int, int]] = {}
         self.calls: list[str] = []
         self.room_bytes: int | None = None  # what pwrite may still take
 
-    def fail(self, call: str, number: int = errno.EIO, *, count: int = 1) -> None:
-        """Let the next `count` calls of this name raise this errno."""
-        self.failures[call] = (number, count)
+    def fail(self, call: str, number: int = errno.EIO, *, after: int = 0) -> None:
+        """Let a call of this name raise this errno once, when `after` of them have passed."""
+        self.failures[call] = (number, after)
 
     def _enter(self, call: str) -> None:
         self.calls.append(call)
-        number, count = self.failures.get(call, (0, 0))
-        if count:
-            self.failures[call] = (number, count - 1)
+        if call not in self.failures:
+            return
+        number, left = self.failures.pop(call)
+        if left == 0:
             raise OSError(number, os.strerror(number))
+        self.failures[call] = (number, left - 1)
 
     def write_some(self, fd: int, data: Buffer, position: int) -> int:
         self._enter("write")
@@ -78,8 +81,6 @@ class FailingFiles(RebootableFiles):
         return super().open(path, flags)
 
     def _raised(self, call: str) -> None:
-        from zbroker.storage.files import storage_error
-
         try:
             self._enter(call)
         except OSError as error:
@@ -110,11 +111,18 @@ def open_log(
 
 
 def make_batch(
-    base_offset: int, values: Sequence[bytes], *, epoch: int = 1, timestamps_ms: Sequence[int] = (), timestamp_ms: int = 0
+    base_offset: int,
+    values: Sequence[bytes],
+    *,
+    epoch: int = 1,
+    timestamps_ms: Sequence[int] = (),
+    timestamp_ms: int = 0,
 ) -> bytearray:
     """A stamped batch."""
     batch = bytearray(
-        encode_columns(values, timestamps_ms=list(timestamps_ms) or None, timestamp_ms=timestamp_ms or 1_000 + base_offset)
+        encode_columns(
+            values, timestamps_ms=list(timestamps_ms) or None, timestamp_ms=timestamp_ms or 1_000 + base_offset
+        )
     )
     stamp(batch, base_offset, epoch)
     return batch

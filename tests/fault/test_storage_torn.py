@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     root = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path_factory.mktemp("torn")
     directory = root / f"zbt-torn-{tmp_path_factory.getbasetemp().name}" / "p"
     log = open_log(directory, segment_bytes=4096)
-    batches, ends = [], []
+    batches: list[bytes] = []
+    ends: list[int] = []
     while log.segment_count < 2 or log.active_position < 1_000:
         batches.append(append(log, 1 + len(batches) % 3, size_bytes=9, epoch=1 + len(batches) // 20))
         ends.append(log.log_end)
@@ -125,6 +126,10 @@ def flips(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield position, bytes(changed)
 
 
+def reader_of(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda size_bytes, position: data[position : position + size_bytes]
+
+
 def epoch_bytes(data: bytes) -> set[int]:
     return {position + 12 + number for position, _ in batches_in(data) for number in range(4)}
 
@@ -137,7 +142,7 @@ def test_t04_no_flipped_bit_passes_the_scan_of_a_start(copy: Copy) -> None:
     epochs = epoch_bytes(second)
     for position, changed in flips(second):
         scan = Scan(
-            lambda size_bytes, at, data=changed: data[at : at + size_bytes],
+            reader_of(changed),
             position=0,
             bytes_end=len(changed),
             next_offset=base,
@@ -172,7 +177,6 @@ def test_t04_no_flipped_byte_ever_gives_an_altered_record(copy: Copy) -> None:
 
 def test_t04_a_flipped_bit_below_the_high_watermark_is_damage_and_changes_no_byte(copy: Copy) -> None:
     generator = random.Random(SEED)
-    print(f"seed {SEED}")
     first, second = copy.logs
     for number in range(2):
         for position in generator.sample(range(len(copy.logs[number])), 150):
@@ -196,7 +200,6 @@ def test_t04_a_flipped_bit_below_the_high_watermark_is_damage_and_changes_no_byt
 @pytest.mark.parametrize("tail", ["zeros", "random"])
 def test_t04_a_zeroed_or_random_tail_is_cut_off(copy: Copy, tail: str) -> None:
     generator = random.Random(SEED)
-    print(f"seed {SEED}")
     first, second = copy.logs
     for cut in range(len(second)):
         size_bytes = generator.choice((1, 7, 61, 512, 4096))

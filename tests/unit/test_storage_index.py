@@ -19,6 +19,7 @@ class WatchedFiles(Files):
     """Files that remember where they were read."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.positions: list[int] = []
 
     def pread(self, fd: int, size_bytes: int, position: int) -> bytes:
@@ -29,8 +30,8 @@ class WatchedFiles(Files):
 def test_offset_500_is_found_through_the_entry_of_offset_400(tmp_path: Path) -> None:
     """The articles' example: the nearest entry at or below 500 is 400's; from its position the log is walked."""
     batch_bytes = len(make_batch(0, [b"v" * 24]))
-    settings = {"segment_bytes": 1 << 20, "index_interval_bytes": 200 * batch_bytes - 1}
-    log = open_log(tmp_path / "p", **settings)
+    interval_bytes = 200 * batch_bytes - 1
+    log = open_log(tmp_path / "p", segment_bytes=1 << 20, index_interval_bytes=interval_bytes)
     for _ in range(700):
         append(log, 1, size_bytes=24)
     log.close()
@@ -41,7 +42,7 @@ def test_offset_500_is_found_through_the_entry_of_offset_400(tmp_path: Path) -> 
     assert index.lookup(500) == OffsetEntry(400, 400 * batch_bytes)
 
     files = WatchedFiles()
-    log = open_log(tmp_path / "p", files=files, **settings)
+    log = open_log(tmp_path / "p", files=files, segment_bytes=1 << 20, index_interval_bytes=interval_bytes)
     files.positions.clear()
     assert log.position_of(500) == (0, 500 * batch_bytes)
     assert min(files.positions) == 400 * batch_bytes, "nothing before the entry's batch was looked at"

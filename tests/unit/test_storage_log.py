@@ -65,9 +65,9 @@ def test_a_segment_rolls_before_it_would_grow_past_segment_bytes(tmp_path: Path)
 def test_log_and_indexes_come_in_pairs(tmp_path: Path) -> None:
     log = open_log(tmp_path / "p")
     fill(log, 200)
-    names = {path.suffix: set() for path in (tmp_path / "p").iterdir()}
+    names: dict[str, set[str]] = {}
     for path in (tmp_path / "p").iterdir():
-        names[path.suffix].add(path.stem)
+        names.setdefault(path.suffix, set()).add(path.stem)
     assert names[".log"] == names[".index"] == names[".timeindex"]
     log.close()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -45,16 +46,25 @@ def _raise(error: OSError, what: str) -> NoReturn:
 
 
 class Files:
-    """Calls on files and directories, as the operating system does them."""
+    """Calls on files and directories, as the operating system does them.
+
+    `make_room` closes a descriptor that is not needed at the moment, and says whether it found one: calls that open a
+    file use it when none is left, and try again.
+    """
+
+    def __init__(self) -> None:
+        self.make_room: Callable[[], bool] = lambda: False
 
     # --- descriptors -------------------------------------------------------------------------------------------------
 
     def open(self, path: Path | str, flags: int = os.O_RDONLY) -> int:
         """Open a file; O_CREAT makes it with mode 0600. FileNotFoundError passes."""
-        try:
-            return os.open(path, flags | _ALWAYS, _FILE_MODE)
-        except OSError as error:
-            _raise(error, f"open {path}")
+        while True:
+            try:
+                return os.open(path, flags | _ALWAYS, _FILE_MODE)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self.make_room():
+                    _raise(error, f"open {path}")
 
     def duplicate(self, fd: int) -> int:
         """A second descriptor of the same open file, which may be used and closed in another thread."""
@@ -195,11 +205,13 @@ class Files:
 
     def list_directory(self, path: Path) -> list[str]:
         """The names of a directory's regular files."""
-        try:
-            with os.scandir(path) as entries:
-                return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
-        except OSError as error:
-            _raise(error, f"list {path}")
+        while True:
+            try:
+                with os.scandir(path) as entries:
+                    return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self.make_room():
+                    _raise(error, f"list {path}")
 
     def make_directory(self, path: Path) -> bool:
         """Make a directory and its parents, mode 0700. False: it was there."""

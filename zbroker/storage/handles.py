@@ -1,6 +1,6 @@
 """The segment files that a process keeps open: at most so many, the longest unused is closed first.
 
-Guarantees: `fd` gives an open descriptor or raises TooManyOpenFilesError after it has closed what it could. One
+Guarantees: a call that finds no free descriptor closes the longest unused one here and tries again. One
 instance serves all logs of a process, so that thousands of partitions need no more descriptors than the limit plus one
 lock each. Single-threaded: another thread works on a duplicate.
 """
@@ -8,10 +8,8 @@ lock each. Single-threaded: another thread works on a duplicate.
 from __future__ import annotations
 
 from collections import OrderedDict
-from pathlib import Path
 from typing import Protocol
 
-from zbroker.errors import TooManyOpenFilesError
 from zbroker.storage.files import Files
 
 OPEN_SEGMENTS_MAX = 512
@@ -39,6 +37,7 @@ class Handles:
         assert open_max >= 2
         self._files = files
         self._open_max = open_max
+        files.make_room = self.make_room
         self._open: OrderedDict[Openable, int] = OrderedDict()
         self._loaded: OrderedDict[Indexed, None] = OrderedDict()
 
@@ -51,26 +50,16 @@ class Handles:
         if fd is not None:
             self._open.move_to_end(owner)
             return fd
-        while True:
-            try:
-                fd = owner.open_fd()
-                break
-            except TooManyOpenFilesError:
-                if not self._open:
-                    raise
-                self._close_oldest()
+        fd = owner.open_fd()
         self.adopt(owner, fd)
         return fd
 
-    def lock_directory(self, path: Path) -> int:
-        """`Files.lock_directory`, with room made for its descriptor if there is none left."""
-        while True:
-            try:
-                return self._files.lock_directory(path)
-            except TooManyOpenFilesError:
-                if not self._open:
-                    raise
-                self._close_oldest()
+    def make_room(self) -> bool:
+        """Close the longest unused descriptor, for a call that finds no free one. False: none is open."""
+        if not self._open:
+            return False
+        self._close_oldest()
+        return True
 
     def adopt(self, owner: Openable, fd: int) -> None:
         """Take over a descriptor that the owner has opened."""

@@ -196,6 +196,16 @@ class TimeIndex(_Columns):
         number = bisect_left(self.first, timestamp) - 1
         return TimeEntry(self.first[number], self.second[number]) if number >= 0 else None
 
+    def count_up_to(self, relative: int) -> int:
+        """How many entries name an offset at or below a relative offset."""
+        return bisect_right(self.second, relative)
+
+    def up_to(self, relative: int) -> TimeEntry:
+        """The last entry that names an offset at or below a relative offset. There must be one."""
+        number = self.count_up_to(relative) - 1
+        assert number >= 0
+        return TimeEntry(self.first[number], self.second[number])
+
     def last(self) -> TimeEntry | None:
         """The last entry."""
         return TimeEntry(self.first[-1], self.second[-1]) if self.first else None

@@ -1,7 +1,8 @@
 """The two indexes of one segment, kept in step: when an entry is due, and what the largest timestamp is.
 
 Guarantees: the entries are the same whether they were made while appending or by a walk over the log, so a rebuilt
-index equals the first one. Entries follow Kafka's rule: one when more than `interval_bytes` were appended since the last.
+index equals the first one. Entries follow Kafka's rule: one when more than `interval_bytes` were appended since the
+last.
 """
 
 from __future__ import annotations
@@ -87,15 +88,12 @@ class IndexPair:
     def entry_up_to(self, relative: int) -> OffsetEntry | None:
         """The last entry at or below a relative offset; None also when the time index does not reach there."""
         entry = self.offsets.lookup(relative)
-        return entry if entry is not None and self._times_up_to(entry) else None
-
-    def _times_up_to(self, entry: OffsetEntry) -> int:
-        return sum(relative <= entry.relative for relative in self.times.second)
+        return entry if entry is not None and self.times.count_up_to(entry.relative) else None
 
     def cut_behind(self, entry: OffsetEntry, size_bytes: int) -> None:
         """Keep what was noted up to the entry's own batch, of so many bytes, as if nothing had followed it yet."""
         self.offsets.cut(self.offsets.count_up_to(entry.relative))
-        self.times.cut(self._times_up_to(entry))
+        self.times.cut(self.times.count_up_to(entry.relative))
         self.timestamp_max = self.times.first[-1]
         self._timestamp_max_relative = self.times.second[-1]
         self._bytes_since_entry = size_bytes

@@ -80,7 +80,7 @@ class Log:
         """
         handles = Handles(files) if handles is None else handles
         is_fresh = files.make_directory(directory)
-        lock_fd = handles.lock_directory(directory)
+        lock_fd = files.lock_directory(directory)
         try:
             unlink_leftovers(directory, files)
             space = DiskSpace(files.is_tmpfs(directory), disk_free_min_bytes)

@@ -20,7 +20,7 @@ from zbroker.record.columns import Columns
 from zbroker.record.layout import MAGIC_COLUMNS, BatchHeader
 from zbroker.storage.files import Buffer, Files
 from zbroker.storage.handles import Handles
-from zbroker.storage.index import OffsetEntry
+from zbroker.storage.index import OffsetEntry, TimeEntry
 from zbroker.storage.index_pair import NO_TIMESTAMP, IndexPair
 from zbroker.storage.layout import LOG, RELATIVE_MAX, segment_name
 from zbroker.storage.scan import EPOCH_MAX, Scan
@@ -202,9 +202,8 @@ class Segment:
         entry = self.indexes.times.before(timestamp)
         start = self.base_offset
         if entry is not None:
-            found = self.find(self.base_offset + entry.relative)
-            if found.header.max_timestamp == entry.timestamp:
-                start = found.header.base_offset
+            if self._holds(entry):
+                start = self.base_offset + entry.relative
             else:
                 self.rebuild_indexes()
         begin = self.find(max(start, offset_min))
@@ -239,17 +238,31 @@ class Segment:
         if self.indexes.timestamp_max == NO_TIMESTAMP and self.next_offset > self.base_offset:
             self._restore_timestamp_max()
 
+    def _walk_from(self, relative: int) -> Scan:
+        """A walk that begins at or before a relative offset, as near as the offset index allows."""
+        entry = self.indexes.offsets.lookup(relative)
+        named = None if entry is None else self._named_by(entry)
+        if entry is None or named is None or named.base_offset > self.base_offset + relative:
+            return self._walk(0, self.base_offset)
+        return self._walk(entry.position, named.base_offset)
+
+    def _holds(self, entry: TimeEntry) -> bool:
+        """Whether the batch that a time index entry names ends there and has that largest timestamp."""
+        last_offset = self.base_offset + entry.relative
+        for _, header in self._walk_from(entry.relative):
+            if header.last_offset >= last_offset:
+                return header.last_offset == last_offset and header.max_timestamp == entry.timestamp
+        return False
+
     def _restore_timestamp_max(self) -> None:
         # The time index may miss its last entries, so the batches from the last one on are asked as well.
         last = self.indexes.times.last()
-        position, offset = 0, self.base_offset
+        if last is not None and not self._holds(last):
+            self.rebuild_indexes()
+            return
         if last is not None:
-            entry = self.indexes.offsets.lookup(last.relative)
-            named = None if entry is None else self._named_by(entry)
-            if entry is not None and named is not None:
-                position, offset = entry.position, named.base_offset
             self.indexes.note_timestamp(last.timestamp, last.relative)
-        for _, header in self._walk(position, offset):
+        for _, header in self._walk_from(0 if last is None else last.relative):
             self.indexes.note_timestamp(header.max_timestamp, header.last_offset - self.base_offset)
 
     def rebuild_indexes(self) -> None:
@@ -313,7 +326,7 @@ class Segment:
             return None
         first = next(self.headers(), None)
         named = self._named_by(entry)
-        if first is None or named is None:
+        if first is None or named is None or not self._holds(self.indexes.times.up_to(entry.relative)):
             return None
         self.indexes.cut_behind(entry, named.size_bytes)
         self.first_timestamp = first.max_timestamp

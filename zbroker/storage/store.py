@@ -84,14 +84,15 @@ class Store:
         end = position + size_bytes
         if end > self.allocated:
             self.grow(size_bytes)
+        fd = self._handles.fd(self)
         try:
-            self._files.pwrite(self._handles.fd(self), data, position)
+            self._files.pwrite(fd, data, position)
         except BrokerError:
-            self._erase(position, end)
+            self._erase(fd, position, end)
             raise
         self.end = end
         if end - self._pushed >= PUSH_BYTES and not self._space.is_tmpfs:
-            self._files.sync_file_range(self._handles.fd(self), self._pushed, end - self._pushed)
+            self._files.sync_file_range(fd, self._pushed, end - self._pushed)
             self._pushed = end
         return position
 
@@ -119,10 +120,10 @@ class Store:
         self._files.fallocate(self._handles.fd(self), self.allocated, size_bytes)
         self.allocated = target
 
-    def _erase(self, position: int, end: int) -> None:
+    def _erase(self, fd: int, position: int, end: int) -> None:
         self.allocated = min(self.allocated, position)
         try:
-            self._files.punch_hole(self._handles.fd(self), position, end - position)
+            self._files.punch_hole(fd, position, end - position)
         except BrokerError:
             self.is_spoilt = True
 
