@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Final
 
 from zbroker.errors import CorruptRecordError, InvalidRecordError, MessageSizeTooLargeError
@@ -71,44 +71,15 @@ def encode_columns(
     """
     count = len(values)
     assert count > 0, "a batch has at least one record"
-    flags = blob_bytes = 0
-    arrays: list[bytes] = []
-    bitmaps: list[bytes] = []
-    present, ends, nulls = _column(values)
-    _add_padded(arrays, ends.tobytes())
-    if nulls:
-        flags |= FLAG_NULL_VALUES
-        _add_padded(bitmaps, nulls)
-    columns: list[Sequence[bytes]] = [present]
-    blob_bytes += ends[-1]
-    if keys is not None and keys.count(None) < count:
-        assert len(keys) == count
-        flags |= FLAG_KEYS
-        present, ends, nulls = _column(keys)
-        _add_padded(arrays, ends.tobytes())
-        if nulls:
-            flags |= FLAG_NULL_KEYS
-            _add_padded(bitmaps, nulls)
-        columns.append(present)
-        blob_bytes += ends[-1]
-    arrays += bitmaps
-    max_timestamp = timestamp_ms
     if timestamps_ms is not None:
         assert len(timestamps_ms) == count
-        timestamp_ms, max_timestamp = timestamps_ms[0], max(timestamps_ms)
-        if max_timestamp != min(timestamps_ms):
-            flags |= FLAG_TIMESTAMPS
-            arrays.append(array("q", timestamps_ms).tobytes())
-    if headers is not None and any(headers):
-        assert len(headers) == count
-        flags |= FLAG_HEADERS
-        columns.append(list(map(_encode_headers, headers)))
-        ends = array("I", list(accumulate(map(len, columns[-1]))))
-        _add_padded(arrays, ends.tobytes())
-        blob_bytes += ends[-1]
+        timestamp_ms, max_timestamp, min_timestamp = timestamps_ms[0], max(timestamps_ms), min(timestamps_ms)
+        if max_timestamp == min_timestamp:
+            timestamps_ms = None
+    else:
+        max_timestamp = timestamp_ms
+    flags, parts, body_bytes = _lay_out(values, keys, headers, timestamps_ms)
     codec = codec_number(compression) if compression != "none" else NONE
-    body_bytes = sum(map(len, arrays)) + blob_bytes
-    parts = [*arrays, *columns[0]] if len(columns) == 1 else [*arrays, *(blob for column in columns for blob in column)]
     if codec:
         stored = compress(codec, _join(parts, body_bytes), compression_level)
         if COMPRESSED_HEAD.size + len(stored) < body_bytes:
@@ -126,6 +97,49 @@ def encode_columns(
     batch = _join([head, COLUMN_HEAD.pack(flags, 0), *parts, _PADS[padding(body_bytes)]], size_bytes)
     write_crc(batch)
     return batch
+
+
+def _lay_out(
+    values: Sequence[Blob],
+    keys: Sequence[Blob] | None,
+    headers: Sequence[tuple[Header, ...]] | None,
+    timestamps_ms: Sequence[int] | None,
+) -> tuple[int, list[bytes], int]:
+    """(flags, the parts of the body in their order, its size in bytes). A column that no record needs is left out."""
+    count = len(values)
+    flags = 0
+    arrays: list[bytes] = []
+    bitmaps: list[bytes] = []
+    present, ends, nulls = _column(values)
+    _add_padded(arrays, ends.tobytes())
+    if nulls:
+        flags |= FLAG_NULL_VALUES
+        _add_padded(bitmaps, nulls)
+    columns: list[Sequence[bytes]] = [present]
+    blob_bytes = ends[-1]
+    if keys is not None and keys.count(None) < count:
+        assert len(keys) == count
+        flags |= FLAG_KEYS
+        present, ends, nulls = _column(keys)
+        _add_padded(arrays, ends.tobytes())
+        if nulls:
+            flags |= FLAG_NULL_KEYS
+            _add_padded(bitmaps, nulls)
+        columns.append(present)
+        blob_bytes += ends[-1]
+    arrays += bitmaps
+    if timestamps_ms is not None:
+        flags |= FLAG_TIMESTAMPS
+        arrays.append(array("q", timestamps_ms).tobytes())
+    if headers is not None and any(headers):
+        assert len(headers) == count
+        flags |= FLAG_HEADERS
+        columns.append(list(map(_encode_headers, headers)))
+        ends = _ends(columns[-1])
+        _add_padded(arrays, ends.tobytes())
+        blob_bytes += ends[-1]
+    body_bytes = sum(map(len, arrays)) + blob_bytes
+    return flags, list(chain(arrays, *columns)), body_bytes
 
 
 def _join(parts: list[bytes], size_bytes: int) -> bytearray:
