@@ -58,22 +58,30 @@ class Broker:
         """
         self._is_temporary = directory is None
         where = _TMPFS if _TMPFS.is_dir() else None
-        self.directory = Path(tempfile.mkdtemp(prefix="zbt-", dir=where)) if directory is None else directory
-        tree: dict[str, Any] = {section: dict(values) for section, values in (config or {}).items()}
+        self.directory = directory or Path(tempfile.mkdtemp(prefix=f"zbt-{os.getpid()}-", dir=where))
+        try:
+            self.config = self._config_of(config or {}, workers, replicas)
+            self.paths: Paths = paths_for(self.config)
+        except ConfigError:
+            if self._is_temporary:
+                self._remove_directory()
+            raise
+        self._log_path = self.directory / "log.txt"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _config_of(self, config: Mapping[str, Any], workers: int | str, replicas: int) -> ServerConfig:
+        tree: dict[str, Any] = {section: dict(values) for section, values in config.items()}
         tree.setdefault("workers", {}).setdefault("count", workers)
         tree.setdefault("replicas", {}).setdefault("count", replicas)
         broker = tree.setdefault("broker", {})
         broker.setdefault("data_dir", str(self.directory / "data"))
         broker.setdefault("run_dir", str(self.directory / "run"))
         try:
-            self.config = msgspec.convert(tree, ServerConfig)
+            found = msgspec.convert(tree, ServerConfig)
         except msgspec.ValidationError as error:
-            self._remove_directory()
             raise ConfigError(str(error)) from error
-        check(self.config)
-        self.paths: Paths = paths_for(self.config)
-        self._log_path = self.directory / "log.txt"
-        self._process: subprocess.Popen[bytes] | None = None
+        check(found)
+        return found
 
     @property
     def bootstrap_servers(self) -> str:
