@@ -36,9 +36,9 @@ class Batch:
     """Records of one partition that go together."""
 
     __slots__ = (
-        "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_headers",
-        "has_keys", "has_times", "headers", "keys", "number", "queue", "size_bytes", "state", "timestamp_ms",
-        "timestamps_ms", "values",
+        "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_extras",
+        "has_headers", "has_keys", "has_times", "headers", "keys", "number", "queue", "size_bytes", "state",
+        "timestamp_ms", "timestamps_ms", "values",
     )  # fmt: skip
 
     def __init__(self, queue: PartitionQueue, now_ns: int) -> None:
@@ -47,7 +47,7 @@ class Batch:
         self.keys: list[bytes | None] = []
         self.headers: list[tuple[Header, ...]] = []
         self.timestamps_ms: list[int] = []
-        self.has_keys = self.has_headers = self.has_times = False
+        self.has_keys = self.has_headers = self.has_times = self.has_extras = False
         self.size_bytes = 0
         self.count = 0
         self.number = 0  # in the order of closing

@@ -17,57 +17,40 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
 from zbroker.client.batches import Batch, BatchFuture, SendFuture
 from zbroker.client.connection import Connection
 from zbroker.client.delivery import Delivery
 from zbroker.client.partition_queue import PartitionQueue
 from zbroker.client.partitioner import by_mmh3, by_murmur2, round_robin
+from zbroker.client.send_many import BatchRun, Columns
 from zbroker.client.settings import ProducerSettings, read_settings
+from zbroker.client.topic_sender import TopicSender
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BufferFullError, ClosedError, MessageSizeTooLargeError, TimeoutError_
 from zbroker.record.batch import read_header
-from zbroker.record.columns import encode_columns
 from zbroker.record.records import Headers, RecordMetadata, header_tuple
 
-K = TypeVar("K")
-V = TypeVar("V")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    K = TypeVar("K", default=Any)
+    V = TypeVar("V", default=Any)
+else:
+    # What a producer takes is bytes unless it has serializers: type checkers know defaults (PEP 696), 3.11 does not.
+    from typing import TypeVar
+
+    K = TypeVar("K")
+    V = TypeVar("V")
 
 RECORDS_PER_BATCH_MAX: Final = 10_000
 RECORD_OVERHEAD_BYTES: Final = 16
 BATCH_OVERHEAD_BYTES: Final = 256
-MANY_BYTES: Final = 128 << 10  # of one batch of send_many: a batch that stays in a core's cache
 EXIT_FLUSH_MS: Final = 2_000
+_LAST_INDEX: Final = RECORDS_PER_BATCH_MAX - 1
 
 _open_producers: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-class TopicSender:
-    """A topic as the producer sees it: its queues, and how a partition is chosen."""
-
-    __slots__ = ("choose", "keyless", "queues", "sticky", "turn")
-
-    def __init__(self, queues: list[PartitionQueue], choose: Callable[[bytes, int], int], keyless: Any) -> None:
-        self.queues = queues
-        self.choose = choose
-        self.keyless = keyless  # None: sticky
-        self.turn = 0
-        self.sticky = queues[0]
-
-    def next_sticky(self) -> None:
-        """Keyless records go to the next partition from now on."""
-        self.turn = (self.turn + 1) % len(self.queues)
-        self.sticky = self.queues[self.turn]
-
-    def queue_for(self, key: bytes | None) -> PartitionQueue:
-        """The queue of a record's partition."""
-        if self.keyless is not None:
-            number: int = self.keyless(key, len(self.queues))
-            return self.queues[number]
-        if key is None:
-            return self.sticky
-        return self.queues[self.choose(key, len(self.queues))]
 
 
 class Producer(Generic[K, V]):
@@ -79,14 +62,20 @@ class Producer(Generic[K, V]):
         self._connection = Connection(
             self.settings, request_bytes=self.settings.max_request_size + BATCH_OVERHEAD_BYTES, reply_bytes=16 << 10
         )
-        self._request_max = min(self.settings.max_request_size, self._connection.welcome.message_max_bytes)
-        self._batch_max = min(self.settings.batch_size, self._request_max - BATCH_OVERHEAD_BYTES)
+        self.request_bytes_max = min(self.settings.max_request_size, self._connection.welcome.message_max_bytes)
+        self._batch_max = min(self.settings.batch_size, self.request_bytes_max - BATCH_OVERHEAD_BYTES)
         self._delivery = Delivery(self._connection, self.settings)
         self.lock = self._delivery.lock
         self._topics: dict[str, TopicSender] = {}
         self._key_serializer = self.settings.key_serializer
         self._value_serializer = self.settings.value_serializer
         self._senders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._on_delivery = self.settings.on_delivery
+        self._buffer_memory = self.settings.buffer_memory
+        self._batch_limit = self.request_bytes_max - BATCH_OVERHEAD_BYTES
+        has_serializer = self._key_serializer is not None or self._value_serializer is not None
+        has_own_choice = callable(self.settings.partitioner) or self.settings.partitioner == "round_robin"
+        self._is_special = has_serializer or has_own_choice
         self._is_closed = False
         _open_producers.add(self)
 
@@ -103,71 +92,118 @@ class Producer(Generic[K, V]):
     ) -> SendFuture:
         """Queue a record and give the future of its acknowledgement. Waits only for a topic's first metadata, or for
         room in the buffer, at most max_block_ms. Raises MessageSizeTooLargeError at once, BufferFullError."""
+        call = on_delivery or self._on_delivery
+        if headers or partition is not None or timestamp_ms is not None or call is not None or self._is_special:
+            return self._send_special(topic, value, key, headers, partition, timestamp_ms, call)
         sender = self._topics.get(topic) or self._open_topic(topic)
-        value_bytes: Any = value if self._value_serializer is None or value is None else self._value_serializer(value)
-        key_bytes: Any = key if self._key_serializer is None or key is None else self._key_serializer(key)
-        size = RECORD_OVERHEAD_BYTES
-        if value_bytes is not None:
-            size += len(value_bytes)
-        if key_bytes is not None:
-            size += len(key_bytes)
-        found = header_tuple(headers) if headers else ()
-        if found:
-            size += sum(len(name) + len(blob or b"") + 8 for name, blob in found)
-        if size > self._request_max - BATCH_OVERHEAD_BYTES:
-            raise self._too_large(size)
         delivery = self._delivery
-        if delivery.used_bytes > self.settings.buffer_memory:
+        if delivery.used_bytes > self._buffer_memory:
             self._wait_for_room()
+        size = RECORD_OVERHEAD_BYTES + (len(value) if value is not None else 0)  # type: ignore[arg-type]
         with self.lock:
-            if self._is_closed:
-                raise ClosedError("this producer is closed")
-            queue = sender.queues[partition] if partition is not None else sender.queue_for(key_bytes)
+            if key is None:
+                queue = sender.sticky
+            else:
+                size += len(key)  # type: ignore[arg-type]
+                queue = sender.queues[sender.choose(key, sender.count)]  # type: ignore[arg-type]
             batch = queue.open
-            if batch is None or batch.size_bytes + size > self._request_max - BATCH_OVERHEAD_BYTES:
-                queue.close_open()
-                batch = delivery.open_batch(queue)
+            if batch is None or batch.size_bytes + size > self._batch_limit:
+                batch = self._next_batch(queue, size)
             values = batch.values
             index = len(values)
-            values.append(value_bytes)
-            batch.keys.append(key_bytes)
-            if key_bytes is not None:
-                batch.has_keys = True
-            if found or batch.has_headers:
-                self._add_headers(batch, index, found)
-            if timestamp_ms is not None or batch.has_times:
-                self._add_time(batch, index, timestamp_ms)
+            values.append(value)  # type: ignore[arg-type]
+            if key is not None or batch.has_keys:
+                self._add_key(batch, index, key)
+            if batch.has_extras:
+                self._add_extras(batch, index, (), None)
             batch.size_bytes += size
-            if batch.size_bytes >= self._batch_max or index + 1 >= RECORDS_PER_BATCH_MAX:
-                queue.close_open()
-                if queue is sender.sticky:
-                    sender.next_sticky()
+            if batch.size_bytes >= self._batch_max or index >= _LAST_INDEX:
+                self._close_full(sender, queue)
         if delivery.is_idle:
             delivery.wake()
-        future = SendFuture(batch, index)
-        call = on_delivery or self.settings.on_delivery
+        return SendFuture(batch, index)
+
+    def _send_special(
+        self,
+        topic: str,
+        value: Any,
+        key: Any,
+        headers: Headers,
+        partition: int | None,
+        timestamp_ms: int | None,
+        call: Any,
+    ) -> SendFuture:
+        """What `send` does for a record that has more than a value and a key, or needs more done."""
+        sender = self._topics.get(topic) or self._open_topic(topic)
+        if self._value_serializer is not None and value is not None:
+            value = self._value_serializer(value)
+        if self._key_serializer is not None and key is not None:
+            key = self._key_serializer(key)
+        found = header_tuple(headers) if headers else ()
+        size = RECORD_OVERHEAD_BYTES + len(value or b"") + len(key or b"")
+        size += sum(len(name.encode()) + len(blob or b"") + 8 for name, blob in found)
+        if self._delivery.used_bytes > self._buffer_memory:
+            self._wait_for_room()
+        with self.lock:
+            queue = sender.queues[partition] if partition is not None else sender.queue_for(key)
+            batch = queue.open
+            if batch is None or batch.size_bytes + size > self._batch_limit:
+                batch = self._next_batch(queue, size)
+            index = len(batch.values)
+            batch.values.append(value)
+            if key is not None or batch.has_keys:
+                self._add_key(batch, index, key)
+            if found or timestamp_ms is not None or batch.has_extras:
+                self._add_extras(batch, index, found, timestamp_ms)
+            batch.size_bytes += size
+            if batch.size_bytes >= self._batch_max or index >= _LAST_INDEX:
+                self._close_full(sender, queue)
+        if self._delivery.is_idle:
+            self._delivery.wake()
         if call is not None:
             _deliver_to(call, batch, index)
-        return future
+        return SendFuture(batch, index)
+
+    def _next_batch(self, queue: PartitionQueue, size: int) -> Batch:
+        if size > self._batch_limit:
+            raise self.too_large(size)
+        if self._is_closed:
+            raise ClosedError("this producer is closed")
+        queue.close_open()
+        return self._delivery.open_batch(queue)
 
     @staticmethod
-    def _add_headers(batch: Batch, index: int, found: tuple[Any, ...]) -> None:
-        if not batch.has_headers:
-            batch.has_headers = True
-            batch.headers = [()] * index
-        batch.headers.append(found)
+    def _close_full(sender: TopicSender, queue: PartitionQueue) -> None:
+        queue.close_open()
+        if queue is sender.sticky:
+            sender.next_sticky()
 
     @staticmethod
-    def _add_time(batch: Batch, index: int, timestamp_ms: int | None) -> None:
-        now_ms = time.time_ns() // NS_PER_MS
-        if not batch.has_times:
-            batch.has_times = True
-            batch.timestamps_ms = [now_ms] * index
-        batch.timestamps_ms.append(now_ms if timestamp_ms is None else timestamp_ms)
+    def _add_key(batch: Batch, index: int, key: Any) -> None:
+        if not batch.has_keys:
+            batch.has_keys = True
+            batch.keys = [None] * index
+        batch.keys.append(key)
 
-    def _too_large(self, size: int) -> MessageSizeTooLargeError:
+    @staticmethod
+    def _add_extras(batch: Batch, index: int, found: tuple[Any, ...], timestamp_ms: int | None) -> None:
+        batch.has_extras = True
+        if found or batch.has_headers:
+            if not batch.has_headers:
+                batch.has_headers = True
+                batch.headers = [()] * index
+            batch.headers.append(found)
+        if timestamp_ms is not None or batch.has_times:
+            now_ms = time.time_ns() // NS_PER_MS
+            if not batch.has_times:
+                batch.has_times = True
+                batch.timestamps_ms = [now_ms] * index
+            batch.timestamps_ms.append(now_ms if timestamp_ms is None else timestamp_ms)
+
+    def too_large(self, size: int) -> MessageSizeTooLargeError:
+        """The error of a record above the limit."""
         return MessageSizeTooLargeError(
-            f"a record of {size} bytes; requests take {self._request_max - BATCH_OVERHEAD_BYTES}"
+            f"a record of {size} bytes; requests take {self.request_bytes_max - BATCH_OVERHEAD_BYTES}"
         )
 
     def send_and_wait(
@@ -191,58 +227,18 @@ class Producer(Generic[K, V]):
         The sequences have one entry for each value. Raises MessageSizeTooLargeError before anything of a batch is sent.
         """
         sender = self._topics.get(topic) or self._open_topic(topic)
-        values_: Sequence[Any] = values if self._value_serializer is None else list(map(self._serialize_value, values))
+        values_: Sequence[Any] = values
+        if self._value_serializer is not None:
+            values_ = [None if value is None else self._value_serializer(value) for value in values]
         keys_: Sequence[Any] | None = keys
         if keys is not None and self._key_serializer is not None:
             keys_ = [None if key is None else self._key_serializer(key) for key in keys]
         tuples = None if headers is None else [header_tuple(found) for found in headers]
-        batches: list[Batch] = []
-        if keys_ is None and partition is None and sender.keyless is None:
-            self._send_runs(sender, None, (values_, None, tuples, timestamps_ms), batches)
-        elif partition is not None:
-            self._send_runs(sender, sender.queues[partition], (values_, keys_, tuples, timestamps_ms), batches)
-        else:
-            whole_keys: Sequence[Any] = keys_ if keys_ is not None else [None] * len(values_)
-            groups: dict[PartitionQueue, list[int]] = {}
-            for index, key in enumerate(whole_keys):
-                groups.setdefault(sender.queue_for(key), []).append(index)
-            for queue, indexes in groups.items():
-                columns = (values_, keys_, tuples, timestamps_ms)
-                part = tuple(None if c is None else [c[i] for i in indexes] for c in columns)
-                self._send_runs(sender, queue, part, batches)
-        return BatchFuture(batches)
+        run = BatchRun(self, sender, Columns(values_, keys_, tuples, timestamps_ms), partition)
+        return BatchFuture(run.send())
 
-    def _serialize_value(self, value: Any) -> Any:
-        return value if value is None or self._value_serializer is None else self._value_serializer(value)
-
-    def _send_runs(self, sender: TopicSender, queue: PartitionQueue | None, columns: Any, batches: list[Batch]) -> None:
-        values, keys, headers, times = columns
-        first, count = 0, len(values)
-        sample = values[0] if count else None
-        run = max(1, min(RECORDS_PER_BATCH_MAX, MANY_BYTES // ((len(sample) if sample else 0) + 8)))
-        while first < count:
-            last = min(count, first + run)
-            encoded = encode_columns(
-                values[first:last],
-                None if keys is None else keys[first:last],
-                timestamp_ms=time.time_ns() // NS_PER_MS,
-                headers=None if headers is None else headers[first:last],
-                timestamps_ms=None if times is None else times[first:last],
-                compression=self.settings.compression_type,
-                compression_level=self.settings.compression_level,
-            )
-            if len(encoded) > self._request_max:
-                if last - first == 1:
-                    raise self._too_large(len(encoded))
-                run = max(1, (last - first) * self._request_max // (2 * len(encoded)))
-                continue
-            batches.append(self._enqueue(queue or sender.sticky, encoded, values[first:last]))
-            if queue is None:
-                sender.next_sticky()
-            run = max(1, min(RECORDS_PER_BATCH_MAX, run * MANY_BYTES // len(encoded) or 1))
-            first = last
-
-    def _enqueue(self, queue: PartitionQueue, encoded: bytearray, values: Sequence[Any] = ()) -> Batch:
+    def enqueue(self, queue: PartitionQueue, encoded: bytearray, values: Sequence[Any] = ()) -> Batch:
+        """Queue a whole batch behind what was sent before. Waits for room in the buffer as `send` does."""
         delivery = self._delivery
         if delivery.used_bytes > self.settings.buffer_memory:
             self._wait_for_room()
@@ -277,12 +273,12 @@ class Producer(Generic[K, V]):
         """A batch to fill by hand: `append(value, key=None, ...) -> bool`, then `send_batch`."""
         from zbroker.client.batch_builder import BatchBuilder
 
-        return BatchBuilder(topic, partition, self._request_max - BATCH_OVERHEAD_BYTES, self.settings)
+        return BatchBuilder(topic, partition, self.request_bytes_max - BATCH_OVERHEAD_BYTES, self.settings)
 
     def send_batch(self, batch: Any) -> BatchFuture:
         """Send a `BatchBuilder`'s batch."""
         sender = self._topics.get(batch.topic) or self._open_topic(batch.topic)
-        return BatchFuture([self._enqueue(sender.queues[batch.partition], batch.encode())])
+        return BatchFuture([self.enqueue(sender.queues[batch.partition], batch.encode())])
 
     def flush(self, *, timeout_ms: int | None = None) -> int:
         """Send everything and wait until all is answered. Returns how many records are still unanswered after

@@ -130,15 +130,15 @@ class Emitter:
             compression=self._producer.settings.compression_type,
             compression_level=self._producer.settings.compression_level,
         )
-        if len(encoded) > self._producer._request_max:
+        if len(encoded) > self._producer.request_bytes_max:
             if len(values) == 1:
-                self._fail(self._producer._too_large(len(encoded)))
+                self._fail(self._producer.too_large(len(encoded)))
                 return
             half = len(values) // 2
             self._send(queue, values[:half], None if keys is None else keys[:half])
             self._send(queue, values[half:], None if keys is None else keys[half:])
             return
-        self._producer._enqueue(queue, encoded, values).on_done(self._note)
+        self._producer.enqueue(queue, encoded, values).on_done(self._note)
 
     def _note(self, batch: Batch) -> None:
         if batch.error is not None:
