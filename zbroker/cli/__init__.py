@@ -1,1 +1,1 @@
-"""."""
+"""The command line: one file for each noun, loaded when it is asked for."""
