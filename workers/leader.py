@@ -5,8 +5,9 @@ THE ORDER, for a batch: check its bytes, stamp offset and epoch, append (pwrite)
 publish on the board, wake waiting readers, answer the producer. So an answered record can be read by everybody and
 survives the death of any process, and with acks=fsync the answer comes after an fdatasync that covers the batch.
 
-A full disk refuses this partition's producers until there is room. Any other error of its files takes this partition
-offline and nothing else: the process lives, other partitions go on.
+A full disk refuses this partition's producers until there is room. Other errors of its files are answered to who asked
+and tried again, but for a failed fdatasync and a write that cannot be taken back: then this partition is offline until
+it is granted again. The process lives and other partitions go on, whatever happens to one.
 
 The fdatasync itself runs in a thread, on descriptors of its own, while the loop goes on appending.
 """
@@ -25,11 +26,9 @@ from zbroker.core.partition import Partition, State
 from zbroker.core.partition_events import Effect, Event
 from zbroker.errors import (
     BrokerError,
-    CorruptRecordError,
     DiskFullError,
     InvalidRecordError,
     InvalidRequestError,
-    StorageError,
 )
 from zbroker.record.batch import check_batch, read_header, stamp, stamp_append_time
 from zbroker.record.layout import CONTROL, TRANSACTIONAL
@@ -282,10 +281,9 @@ class Leader:
             )
         )
 
-    def _append_failed(self, request: object, error: BrokerError) -> None:
-        level = logging.WARNING if isinstance(error, DiskFullError) else logging.ERROR
-        self._say(level, "append failed", error)
+    def _append_failed(self, request: Request, error: BrokerError) -> None:
         self.handle(ev.AppendFailed(request, error))
+        self.fail(error)
 
     def _publish(self, effect: ev.Publish) -> None:
         log = self.log
@@ -330,6 +328,7 @@ class Leader:
         try:
             job = self.log.begin_flush()
         except BrokerError as error:
+            self.handle(ev.FlushFailed(error))
             self.fail(error)
             return
         self._host.disk.submit(job.run, lambda _, error: self._flushed(job, error))
@@ -365,15 +364,16 @@ class Leader:
         self._cell.retire()
 
     def fail(self, error: BaseException) -> None:
-        """A full disk passes; whatever else happens to the files ends this copy. What is no such error is raised."""
-        if isinstance(error, DiskFullError):
+        """Files did not do what they were asked. Only a copy that is done for goes offline; the rest is tried again."""
+        failure = self.log.failure
+        if failure is not None:
+            self._say(logging.ERROR, "offline", failure)
+            self.handle(ev.Damaged(failure))
+        elif isinstance(error, DiskFullError):
             self._say(logging.WARNING, "no room", error)
             self.handle(ev.RoomLost())
-        elif isinstance(error, StorageError | CorruptRecordError | OSError):
-            self._say(logging.ERROR, "offline", error)
-            self.handle(ev.Damaged(error if isinstance(error, BrokerError) else StorageError(str(error))))
         elif isinstance(error, BrokerError):
-            self._say(logging.WARNING, "housekeeping failed, tried again later", error)
+            self._say(logging.WARNING, "its files cannot be used now", error)
         else:
             raise error
 

@@ -143,12 +143,12 @@ class Worker:
                 if now_ns < next_turn_ns:
                     continue
                 next_turn_ns = now_ns + TURN_INTERVAL_NS
+                self._counts.publish(self.board)
                 role.turn(0)
             else:
                 role.turn(self._sleep_ms())
             if len(self._waits):
                 self._waits.expire(self._clock.now_ns())
-            self._counts.publish(self.board)
 
     def close(self) -> None:
         """Take nothing more, let the disk finish, close every copy, give back lanes and sockets."""
@@ -178,7 +178,8 @@ class Worker:
             handler(request)
         except BrokerError as error:
             self.board.count(Counter.ERRORS)
-            request.refuse(error)
+            if not request.is_answered:
+                request.refuse(error)
 
     def _open_lane(self, request: Request) -> None:
         if len(request.body) != 1:
@@ -248,6 +249,7 @@ class Worker:
     def _before_sleep(self) -> bool:
         if self._spin.until_input():
             return False
+        self._counts.publish(self.board)
         self._sleeper.prepare()
         return not self._lanes.has_input()
 

@@ -19,7 +19,6 @@ from zbroker.errors import (
     InvalidRequestError,
     NotLeaderForPartitionError,
     OffsetOutOfRangeError,
-    StorageError,
 )
 from zbroker.shm.board import BoardWriter
 from zbroker.shm.layout import Counter
@@ -170,7 +169,6 @@ class Serving:
         try:
             found = leader.log.offset_for_time(timestamp_ms, leader.high_watermark)
         except BrokerError as error:
-            _note_damage(leader, error)
             return OffsetAnswer(topic_id, partition, error.code, -1, -1)
         offset, timestamp_ms = found if found is not None else (-1, -1)
         return OffsetAnswer(topic_id, partition, 0, offset, timestamp_ms)
@@ -225,14 +223,8 @@ def _read_one(leader: Leader, wanted: FetchPartition, room_bytes: int, *, is_fir
     try:
         chunk = leader.log.read(wanted.offset, max(1, min(wanted.max_bytes, room_bytes)), high_watermark)
     except BrokerError as error:
-        _note_damage(leader, error)
         return error.code, b""
     return 0, chunk if is_first or len(chunk) <= room_bytes else b""
-
-
-def _note_damage(leader: Leader, error: BrokerError) -> None:
-    if isinstance(error, StorageError):
-        leader.fail(error)
 
 
 def _appended(watched: Watched) -> int:

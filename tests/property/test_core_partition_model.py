@@ -69,7 +69,7 @@ class Twin:
         assert base_offset == self.log_end, "an offset is given out once, and none is left out"
         chance = self.random.random()
         if chance < 0.05:
-            self.give(ev.AppendFailed(request, DiskFullError() if chance < 0.04 else StorageError()))
+            self.give(ev.AppendFailed(request, DiskFullError() if chance < 0.03 else StorageError()))
             return
         self.log_end += self.random.randrange(1, 4)
         self.lengths.append((request, base_offset, self.log_end))
@@ -96,7 +96,7 @@ class Twin:
             self.give(ev.StopWaiting(wait))
         elif choice == 7 and self.flushing is not None:
             durable, self.flushing = self.flushing, None
-            self.give(ev.Flushed(durable))
+            self.give(ev.Flushed(durable) if self.random.random() < 0.8 else ev.FlushFailed(StorageError()))
         elif choice == 8:
             self.give(self.random.choice([ev.RoomLost(), ev.RoomFound(), ev.RoomFound()]))
         else:

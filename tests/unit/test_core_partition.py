@@ -12,6 +12,7 @@ from zbroker.config.schema import TopicConfig
 from zbroker.core import partition_events as ev
 from zbroker.core.partition import FLUSH_WAITERS_MAX, Partition, State
 from zbroker.errors import (
+    BrokerError,
     DiskFullError,
     IllegalTransition,
     InvalidRequiredAcksError,
@@ -20,6 +21,7 @@ from zbroker.errors import (
     OffsetOutOfRangeError,
     StorageError,
     ThrottlingQuotaExceededError,
+    TooManyOpenFilesError,
     UnknownLeaderEpochError,
 )
 
@@ -165,13 +167,19 @@ def test_a_full_disk_refuses_producers_and_no_reader_until_there_is_room() -> No
     assert kinds(append(one, "e")) == ["Publish", "Acknowledge"]
 
 
-def test_a_batch_that_is_refused_for_itself_leaves_the_partition_as_it_was() -> None:
-    from zbroker.errors import TooManyOpenFilesError
-
+@pytest.mark.parametrize("error", [TooManyOpenFilesError, StorageError])
+def test_an_error_that_may_pass_refuses_one_batch_and_the_next_is_tried(error: type[BrokerError]) -> None:
     one = partition()
     one.handle(ev.Produce("a", 1, -1), 0)
-    assert refusal(one.handle(ev.AppendFailed("a", TooManyOpenFilesError()), 0)) is TooManyOpenFilesError
-    assert one.state is State.LEADING
+    assert refusal(one.handle(ev.AppendFailed("a", error()), 0)) is error
+    assert kinds(append(one, "b")) == ["Publish", "Acknowledge"]
+
+
+def test_a_flush_that_cannot_begin_refuses_who_waits_for_it_and_the_next_is_tried() -> None:
+    one = partition()
+    append(one, "a", acks=2)
+    assert refusal(one.handle(ev.FlushFailed(StorageError()), 0)) is StorageError
+    assert kinds(append(one, "b", acks=2)) == ["Flush", "Publish"]
 
 
 def test_damage_ends_producing_for_good_and_answers_everybody_who_waits_for_the_disk() -> None:

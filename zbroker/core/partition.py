@@ -1,7 +1,7 @@
 """The leader's side of one partition: a state machine that decides and does nothing.
 
     LEADING --AppendFailed(DiskFull), RoomLost--> FULL        FULL --RoomFound--> LEADING
-    LEADING, FULL --Damaged, AppendFailed(other)--> OFFLINE   any --Revoked--> REVOKED (the end)
+    LEADING, FULL --Damaged--> OFFLINE                        any --Revoked--> REVOKED (the end)
 
 LEADING takes everything. FULL refuses produce with DiskFullError and serves reads. OFFLINE refuses produce and deletion
 with the error that made it so; what is published stays readable. REVOKED takes no event: IllegalTransition.
@@ -154,12 +154,10 @@ class Partition:
         return effects
 
     def _append_failed(self, event: ev.AppendFailed, now_ns: int) -> list[Effect]:
-        effects: list[Effect] = [ev.Refuse(event.request, event.error)]
+        # Other errors may pass by themselves (permissions, a disk remounted read-only): the next producer tries again.
         if isinstance(event.error, DiskFullError):
             self._set_full(event.error)
-        elif isinstance(event.error, StorageError):
-            effects += self._go_offline(event.error)
-        return effects
+        return [ev.Refuse(event.request, event.error)]
 
     def _wait_for(self, event: ev.WaitFor, now_ns: int) -> list[Effect]:
         if event.offset < self.high_watermark:
@@ -207,6 +205,10 @@ class Partition:
         if self._unflushed:
             self._begin_flush(effects)
         return effects
+
+    def _flush_failed(self, event: ev.FlushFailed, now_ns: int) -> list[Effect]:
+        self._flush_target = None
+        return self._refuse_unflushed(event.error)
 
     def _rolled(self, event: ev.Rolled, now_ns: int) -> list[Effect]:
         effects: list[Effect] = [ev.Restate()]
@@ -296,6 +298,7 @@ _HANDLERS: Final[dict[type[Event], Callable[[Partition, Any, int], list[Effect]]
     ev.DeleteBefore: Partition._delete_before,
     ev.Trimmed: Partition._trimmed,
     ev.Flushed: Partition._flushed,
+    ev.FlushFailed: Partition._flush_failed,
     ev.Rolled: Partition._rolled,
     ev.Tick: Partition._tick,
     ev.Damaged: Partition._damaged,

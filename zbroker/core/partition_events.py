@@ -79,6 +79,12 @@ class Flushed(Event, frozen=True, gc=False):
     durable: int
 
 
+class FlushFailed(Event, frozen=True, gc=False):
+    """A flush could not begin, and the copy is sound: who waits for it is told, and may ask again."""
+
+    error: BrokerError
+
+
 class Rolled(Event, frozen=True, gc=False):
     """The log began another segment: the one before is complete, and so is what a restart need not read again."""
 
@@ -88,7 +94,7 @@ class Tick(Event, frozen=True, gc=False):
 
 
 class Damaged(Event, frozen=True, gc=False):
-    """The copy's files failed in a way that cannot be repeated: an fsync, a read, a roll."""
+    """The copy is done for: an fsync failed, or bytes of a failed write cannot be taken back."""
 
     error: BrokerError
 
