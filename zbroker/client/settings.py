@@ -69,7 +69,7 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     value_deserializer: Callable[[bytes], Any] | None = None
 
 
-_GROUP_SETTINGS = frozenset(
+GROUP_SETTINGS = frozenset(
     {
         "group_id",
         "group_instance_id",
@@ -92,11 +92,11 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
     for source in (mapping or {}, keywords):
         for name, value in source.items():
             snake = name.replace(".", "_")
-            if snake in _GROUP_SETTINGS and value is not None:
+            if snake in GROUP_SETTINGS and value is not None:
                 raise ConfigError(
                     f"{name}: consumer groups are not part of this version; leave it out, or use assign()"
                 )
-            if snake in _GROUP_SETTINGS:
+            if snake in GROUP_SETTINGS:
                 continue
             if snake not in known:
                 close = difflib.get_close_matches(snake, known, n=1, cutoff=0.5)
