@@ -1,0 +1,157 @@
+"""How a consumer sleeps: a wait with each worker whose partitions it follows, and one place where news come in.
+
+Guarantees: a worker that has something at one of the named offsets answers at once, so no record is slept through; a
+wait that still says the same is not sent again. Where no lane can be had, the boards are looked at every few
+milliseconds. A consumer whose last sleeps were short looks at the boards for `SPIN_NS` first, if a core is free.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from zbroker.client.connection import Connection
+from zbroker.client.settings import ConsumerSettings
+from zbroker.client.subscription import Assigned
+from zbroker.clock import NS_PER_MS
+from zbroker.errors import RequestTimedOutError
+from zbroker.wire.layout import WAITED, Api
+
+SPIN_NS: Final = 50_000
+LOOK_MS: Final = 5  # between two looks at the boards where a wait cannot be left
+REFUSED_NS: Final = 20 * NS_PER_MS  # after a worker refused a wait
+WAITED_MAX: Final = 1_500  # partitions of one wait: they fit into a consumer's lane
+_WAKE: Final = b"\0\0\0\0"
+
+
+class WakeableConnection(Connection):
+    """A connection whose pump any thread can wake."""
+
+    def wake(self) -> None:
+        """Make the pump that sleeps, or the next one, look around at once."""
+        with self._lock:
+            if self.is_closed:
+                return
+            try:
+                os.write(self._doorbell.write_fd, _WAKE)
+            except BlockingIOError:
+                pass  # The pipe is full: the pump is awake, or about to be.
+
+    def has_lane(self, target: int) -> bool:
+        """Whether requests to this process go by a lane now."""
+        lane = self._lanes.get(target)
+        return lane is not None and not lane.is_closed_by_worker
+
+
+class _Wait:
+    """A wait that is open with one worker."""
+
+    __slots__ = ("body", "correlation")
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.correlation = 0
+
+
+class Sleep:
+    """See the module."""
+
+    def __init__(self, connection: WakeableConnection, settings: ConsumerSettings) -> None:
+        self._connection = connection
+        self._wait_ms = max(1, settings.fetch_max_wait_ms)
+        self._waits: dict[int, _Wait] = {}
+        self._refused_until_ns: dict[int, int] = {}
+        self._has_news = False
+        self._last_ns = 0
+        self._may_spin = len(os.sched_getaffinity(0)) > 1
+        self.is_woken = False
+
+    def note(self) -> None:
+        """Something came: whoever sleeps should look."""
+        self._has_news = True
+
+    def wake(self) -> None:
+        """End the sleep that is under way, or the next one. Any thread."""
+        self.is_woken = True
+        self._connection.wake()
+
+    def until_news(self, partitions: Sequence[Assigned], timeout_ms: float) -> None:
+        """Sleep until something may be there for one of the partitions, at most `timeout_ms`."""
+        if timeout_ms <= 0:
+            self._connection.try_pump()
+            self._has_news = False
+            return
+        started_ns = time.monotonic_ns()
+        watched = [
+            one for one in partitions if one.source is not None and one.source.is_local and one.offset is not None
+        ]
+        if watched:
+            if self._spin(watched, started_ns):
+                return
+            timeout_ms = min(timeout_ms, self._arm(watched))
+        if not self._has_news:
+            self._connection.wait_for(self._is_over, timeout_ms)
+        self._has_news = False
+        self._last_ns = time.monotonic_ns() - started_ns
+
+    def _is_over(self) -> bool:
+        return self._has_news or self.is_woken
+
+    def _spin(self, watched: Sequence[Assigned], started_ns: int) -> bool:
+        """Look at the boards, for a moment when that has paid off lately. Returns whether something is there."""
+        looks: list[tuple[Callable[[int], bool], int]] = [
+            (one.source.has_more, one.awaited) for one in watched if one.source is not None
+        ]
+        spin_ns = SPIN_NS if self._may_spin and self._last_ns < SPIN_NS else 0
+        while True:
+            if any(has_more(offset) for has_more, offset in looks):
+                self._last_ns = time.monotonic_ns() - started_ns
+                return True
+            if self._is_over() or time.monotonic_ns() - started_ns >= spin_ns:
+                return False
+
+    def _arm(self, watched: Sequence[Assigned]) -> float:
+        """Leave waits with the workers. Returns for how many ms sleeping is safe."""
+        by_leader: dict[int, list[Assigned]] = {}
+        for one in watched:
+            assert one.source is not None
+            by_leader.setdefault(one.source.leader, []).append(one)
+        for leader in self._waits.keys() - by_leader.keys():
+            self._connection.forget(self._waits.pop(leader).correlation)
+        safe_ms = float(self._wait_ms)
+        for leader, group in by_leader.items():
+            if len(group) > WAITED_MAX or not self._leave(leader, group[:WAITED_MAX]):
+                safe_ms = LOOK_MS
+        return safe_ms
+
+    def _leave(self, leader: int, group: Sequence[Assigned]) -> bool:
+        """Leave a wait with one worker, unless it has the same already. False: it takes none."""
+        pack = WAITED.pack
+        body = b"".join([pack(one.topic_id, one.tp.partition, one.awaited) for one in group])
+        wait = self._waits.get(leader)
+        connection = self._connection
+        if wait is not None:
+            if wait.body == body:
+                return True
+            # The worker forgets the older one by itself when the next one of this lane comes.
+            connection.forget(self._waits.pop(leader).correlation)
+        if time.monotonic_ns() < self._refused_until_ns.get(leader, 0):
+            return False
+        if not connection.has_lane(leader):
+            source = group[0].source
+            if source is None or not source.is_leader_alive() or connection.lane(leader) is None:
+                self._refused_until_ns[leader] = time.monotonic_ns() + REFUSED_NS
+                return False
+        wait = self._waits[leader] = _Wait(body)
+
+        def take(error: int, _: list[Any]) -> None:
+            if self._waits.get(leader) is wait:
+                del self._waits[leader]
+            if error not in (0, RequestTimedOutError.code):
+                self._refused_until_ns[leader] = time.monotonic_ns() + REFUSED_NS
+            self.note()
+
+        wait.correlation = connection.submit(leader, Api.WAIT, [body], take, timeout_ms=self._wait_ms)
+        return True

@@ -1,0 +1,303 @@
+"""What a consumer wants to read, and where it stands in each partition.
+
+Guarantees: topics are either subscribed to (by name or by pattern, then partitions come and go with the metadata) or
+assigned, never both. A position is the offset of the next record that is given out; it moves only when records are
+given out, or by a seek. A subscribed partition that appears after the first answer about its topic starts at its
+beginning: everything in it was written after the subscription.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Literal, Protocol
+
+from zbroker.client.cluster_view import ClusterView
+from zbroker.errors import IllegalTransition, UnknownTopicOrPartitionError, error_for
+from zbroker.ids import TopicPartition, check_topic_name
+from zbroker.record.records import ConsumerRecord
+from zbroker.record.view import RecordBatch
+
+Reset = Literal["earliest", "latest", "none"]
+
+
+class RebalanceListener(Protocol):
+    """Is told when partitions are added to or taken from a subscription."""
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """These are read from now on."""
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """These are read no more: the topic was deleted or unsubscribed."""
+
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        """Groups only."""
+
+
+class Source(Protocol):
+    """Where batches of a partition come from: mapped files, or fetch answers."""
+
+    is_local: bool
+    leader: int
+    topic_id: int
+
+    def high_watermark(self) -> int | None:
+        """Readers may read what lies before it; None: not known yet."""
+
+    def has_more(self, offset: int) -> bool:
+        """Whether `read` is worth calling."""
+
+    def read(self, offset: int, max_bytes: int) -> list[RecordBatch]:
+        """Batches from the one that contains `offset`."""
+
+    def range(self) -> tuple[int, int] | None:
+        """(log start, high watermark), when they are known."""
+
+    def bytes_ahead(self, offset: int) -> int | None:
+        """Bytes that could be read now; None: do not ask."""
+
+    def is_moved(self) -> bool:
+        """Whether the metadata should be asked who leads now."""
+
+    def is_leader_alive(self) -> bool:
+        """Whether the process that led when this was made still runs."""
+
+
+class Assigned:
+    """One partition that is read: the position, and what was fetched and not given out yet."""
+
+    __slots__ = (
+        "_first", "_records", "goal", "offset", "paused", "ready", "reset", "source", "topic_id", "tp", "was_read"
+    )  # fmt: skip
+
+    def __init__(self, tp: TopicPartition, reset: Reset) -> None:
+        self.tp = tp
+        self.topic_id = 0
+        self.offset: int | None = None
+        self.reset: Reset = reset
+        self.paused = False
+        self.source: Source | None = None
+        self.ready: deque[RecordBatch] = deque()
+        self.was_read = False
+        self.goal = 0
+        self._records: list[ConsumerRecord[Any, Any]] = []
+        self._first = 0
+
+    @property
+    def has_some(self) -> bool:
+        """Whether something that was fetched waits to be given out."""
+        return bool(self.ready or self._records)
+
+    @property
+    def awaited(self) -> int:
+        """Something is new when the high watermark is above this; `goal` is ahead while too little is there."""
+        assert self.offset is not None
+        return max(self.offset, self.goal)
+
+    def seek(self, offset: int) -> None:
+        """The next record is the one at `offset`."""
+        self.offset = offset
+        self.was_read = False
+        self.drop()
+
+    def seek_to(self, reset: Reset) -> None:
+        """Find the position anew: at the beginning, at the end, or not at all ("none")."""
+        self.offset = None
+        self.reset = reset
+        self.was_read = False
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget what was fetched."""
+        self.ready.clear()
+        self._records = []
+
+    def fill(self, max_bytes: int) -> bool:
+        """Whether a batch with the position in it is at hand, fetched now if need be. Raises what the source raises."""
+        offset, ready = self.offset, self.ready
+        if offset is None:
+            return False
+        if ready:
+            head = ready[0].header
+            if head.base_offset <= offset < head.next_offset:
+                return True
+            ready.clear()
+        source = self.source
+        if source is None or not source.has_more(offset):
+            return False
+        ready.extend(source.read(offset, max_bytes))
+        return bool(ready)
+
+    def current(self, max_bytes: int) -> tuple[list[ConsumerRecord[Any, Any]], int] | None:
+        """The records of the batch that holds the position, and the position's index in them; None: nothing is there.
+
+        Raises what the source, the decoding of the batch or a deserializer raises; the position stays.
+        """
+        offset = self.offset
+        if offset is None:
+            return None
+        index = offset - self._first
+        if not 0 <= index < len(self._records):
+            if not self.fill(max_bytes):
+                return None
+            batch = self.ready.popleft()
+            self._records, self._first = batch.records(), batch.base_offset
+            index = offset - self._first
+        return self._records, index
+
+    def take(self, count_max: int, max_bytes: int) -> list[ConsumerRecord[Any, Any]]:
+        """Up to `count_max` records; the position is behind them. Raises as `current`, unless records came first."""
+        found: list[ConsumerRecord[Any, Any]] = []
+        while count_max > 0:
+            try:
+                current = self.current(max_bytes)
+            except Exception:
+                if not found:
+                    raise
+                break
+            if current is None:
+                break
+            records, index = current
+            is_part = index > 0 or len(records) > count_max
+            piece = records[index : index + count_max] if is_part else records
+            if index + len(piece) == len(records):
+                self._records = []  # The list itself may be given out: it belongs to the caller now.
+            self.offset = self._first + index + len(piece)
+            self.was_read = True
+            count_max -= len(piece)
+            if found:
+                found += piece
+            else:
+                found = piece
+        return found
+
+    def go_back(self, offset: int) -> None:
+        """What was taken from `offset` on was not given out after all."""
+        self.offset = offset
+        self.drop()
+
+
+class Subscription:
+    """The topics or partitions of one consumer. `changes` counts everything that makes a prepared read stale."""
+
+    def __init__(self, reset: Reset) -> None:
+        self._reset: Reset = reset
+        self._seen_topics: dict[str, int] = {}
+        self._has_answer = False
+        self._listener: RebalanceListener | None = None
+        self._on_assign: Callable[..., None] | None = None
+        self._on_revoke: Callable[..., None] | None = None
+        self.topics: frozenset[str] = frozenset()
+        self.pattern: re.Pattern[str] | None = None
+        self.assigned: dict[TopicPartition, Assigned] = {}
+        self.absent: frozenset[str] = frozenset()
+        self.is_manual = False
+        self.changes = 0
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether topics are followed, by name or pattern."""
+        return bool(self.topics) or self.pattern is not None
+
+    @property
+    def names(self) -> frozenset[str] | None:
+        """Topics whose metadata is needed; None: of all, for the pattern."""
+        if self.pattern is not None:
+            return None
+        return self.topics if self.topics else frozenset(tp.topic for tp in self.assigned)
+
+    def subscribe(
+        self,
+        topics: Iterable[str],
+        pattern: str | None,
+        listener: RebalanceListener | None = None,
+        on_assign: Callable[..., None] | None = None,
+        on_revoke: Callable[..., None] | None = None,
+    ) -> None:
+        """Follow topics from now on, in place of those before. Raises InvalidTopicError, ValueError, re.error."""
+        names = frozenset([topics] if isinstance(topics, str) else topics)
+        if bool(names) == (pattern is not None):
+            raise ValueError("subscribe() takes topics or a pattern")
+        if self.is_manual:
+            raise IllegalTransition("partitions were assigned; call unsubscribe() before subscribe()")
+        for name in names:
+            check_topic_name(name)
+        compiled = re.compile(pattern) if pattern is not None else None
+        kept = {tp: one for tp, one in self.assigned.items() if tp.topic in names}
+        self._forget(self.assigned.keys() - kept.keys())
+        self.topics, self.pattern = names, compiled
+        self._listener, self._on_assign, self._on_revoke = listener, on_assign, on_revoke
+        self._seen_topics = {name: count for name, count in self._seen_topics.items() if name in names}
+        self._has_answer, self.absent = False, frozenset()
+        self.changes += 1
+
+    def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
+        """Read exactly these; partitions that stay keep their position."""
+        if self.is_subscribed:
+            raise IllegalTransition("topics are subscribed to; call unsubscribe() before assign()")
+        wanted = [TopicPartition(*one) for one in partitions]
+        for tp in wanted:
+            check_topic_name(tp.topic)
+        self.assigned = {tp: self.assigned.get(tp) or Assigned(tp, self._reset) for tp in wanted}
+        self.is_manual = bool(wanted)
+        self.changes += 1
+
+    def unsubscribe(self) -> None:
+        """Read nothing."""
+        self._forget(list(self.assigned))
+        self.topics, self.pattern, self.is_manual = frozenset(), None, False
+        self._seen_topics, self._has_answer, self.absent = {}, False, frozenset()
+        self.changes += 1
+
+    def get(self, tp: TopicPartition | tuple[str, int]) -> Assigned:
+        """The state of an assigned partition. Raises IllegalTransition for any other."""
+        found = self.assigned.get(TopicPartition(*tp))
+        if found is None:
+            raise IllegalTransition(f"{TopicPartition(*tp)} is not assigned to this consumer")
+        return found
+
+    def chosen(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> list[Assigned]:
+        """The states of these partitions, of all when none are named."""
+        return [self.get(tp) for tp in partitions] or list(self.assigned.values())
+
+    def follow(self, view: ClusterView) -> None:
+        """Add and remove partitions as an answer about `names` says. Raises for a named topic that does not exist."""
+        if not self.is_subscribed:
+            return
+        if self.pattern is None:
+            names = self.topics
+        else:
+            names = frozenset(name for name in view.topics if self.pattern.fullmatch(name))
+        there = {name: view.topics[name] for name in names if name in view.topics and not view.topics[name].error}
+        wanted = [TopicPartition(name, info.partition) for name, topic in there.items() for info in topic.partitions]
+        self._forget(self.assigned.keys() - set(wanted))
+        added = [tp for tp in wanted if tp not in self.assigned]
+        for tp in added:
+            known = self._seen_topics.get(tp.topic)
+            is_new = known is not None or (self.pattern is not None and self._has_answer)
+            self.assigned[tp] = Assigned(tp, "earliest" if is_new else self._reset)
+        for name, topic in there.items():
+            self._seen_topics[name] = topic.topic_id
+        self._has_answer = True
+        if added:
+            self.changes += 1
+            self._tell(self._on_assign, "on_partitions_assigned", added)
+        self.absent = frozenset(names - there.keys())
+        for name in sorted(self.absent):
+            code = view.topics[name].error if name in view.topics else UnknownTopicOrPartitionError.code
+            raise error_for(code, f"topic {name!r} does not exist")
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        gone = list(partitions)
+        for tp in gone:
+            del self.assigned[tp]
+        if gone:
+            self.changes += 1
+            self._tell(self._on_revoke, "on_partitions_revoked", gone)
+
+    def _tell(self, call: Callable[..., None] | None, method: str, partitions: list[TopicPartition]) -> None:
+        if call is not None:
+            call(partitions)
+        if self._listener is not None:
+            getattr(self._listener, method)(partitions)
