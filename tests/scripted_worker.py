@@ -96,7 +96,13 @@ class Answer:
 class ScriptedWorker:
     """A worker process and the script's end of its connection. A context manager: `with` starts it."""
 
-    def __init__(self, config: dict[str, Any] | None = None, *, directory: Path | None = None) -> None:
+    def __init__(
+        self, config: dict[str, Any] | None = None, *, directory: Path | None = None, program: str = PROGRAM
+    ) -> None:
+        """`program` is what the process runs, for tests that put faults into it."""
+        self._program = program
+        self.router_incarnation = ids.own_incarnation()
+        self.hello_count = 0
         self._is_temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix=f"zbt-{os.getpid()}-", dir="/dev/shm"))
         tree = {"broker": {"data_dir": f"{self.directory}/data", "run_dir": f"{self.directory}/run"}, **(config or {})}
@@ -127,6 +133,7 @@ class ScriptedWorker:
 
     @property
     def log(self) -> str:
+        """What the process wrote to stderr."""
         return (self.directory / "log.txt").read_text()
 
     def __enter__(self) -> Self:
@@ -149,7 +156,7 @@ class ScriptedWorker:
     def start(self, *, limits: str = "") -> None:
         """Start the process and answer its registration. `limits`: shell words before the program, such as ulimit."""
         settings = msgspec.json.encode(self.config).decode()
-        command = [sys.executable, "-c", PROGRAM, settings, "0"]
+        command = [sys.executable, "-c", self._program, settings, "0"]
         if limits:
             command = ["/bin/sh", "-c", f'{limits}; exec "$@"', "sh", *command]
         with (self.directory / "log.txt").open("ab") as log:
@@ -199,7 +206,8 @@ class ScriptedWorker:
         elif header.api == Api.PROCESS_HELLO:
             assert decode(ProcessHello, body[0]).number == WORKER
             self._routing_id = routing_id
-            self._send([routing_id, pack_reply(header), encode(ProcessWelcome(ids.own_incarnation()))])
+            self.hello_count += 1
+            self._send([routing_id, pack_reply(header), encode(ProcessWelcome(self.router_incarnation))])
         elif header.api == Api.REGISTER:
             self.registered = decode(Register, body[0])
             self._send([routing_id, pack_reply(header), encode(Registered("test", ids.own_incarnation()))])
@@ -234,6 +242,7 @@ class ScriptedWorker:
         return self.answer(self.ask(api, *body, uid=uid, **header))
 
     def copy_directory(self, topic_id: int, partition: int) -> Path:
+        """Where the copies that `grant` grants lie."""
         return self.paths.copies_dirs[0] / "1" / ids.partition_directory_name(topic_id, partition)
 
     def grant(

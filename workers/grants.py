@@ -9,6 +9,7 @@ they were to be deleted. After a failed opening nothing is held, and the grant m
 from __future__ import annotations
 
 import logging
+import resource
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,9 @@ class Grants:
         self._io_clock = io_clock
         self._disk_free_min_bytes = config.storage.disk_free_min_bytes
         self._files = files
-        self._handles = Handles(files, config.limits.open_segments_max)
+        # Half of what the process may open: lanes, sockets and directories' locks need descriptors too.
+        descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._handles = Handles(files, max(2, min(config.limits.open_segments_max, descriptors_max // 2)))
         self.leaders: dict[Key, Leader] = {}
         self._opening: dict[Key, list[tuple[PartitionGrant, OnResult]]] = {}
         self._revoke_when_open: dict[Key, list[tuple[Revocation, Callable[[], None]]]] = {}

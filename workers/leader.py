@@ -145,6 +145,11 @@ class Leader:
         return self._core.state
 
     @property
+    def is_flushing(self) -> bool:
+        """Whether an fdatasync is under way."""
+        return self._core.is_flushing
+
+    @property
     def config(self) -> TopicConfig:
         """The topic's settings in force."""
         return self._core.config

@@ -151,14 +151,22 @@ class Worker:
                 self._waits.expire(self._clock.now_ns())
 
     def close(self) -> None:
-        """Take nothing more, let the disk finish, close every copy, give back lanes and sockets."""
-        if not self._role.must_stop_now:
-            self._lanes.visit()
+        """Answer what was asked, let the disk finish, close every copy, give back lanes and sockets."""
         deadline_ns = self._clock.now_ns() + CLOSE_TIMEOUT_MS * NS_PER_MS
+        self._drain(deadline_ns)
         self._disk.close(timeout_s=CLOSE_TIMEOUT_MS / 1_000)
         self._grants.close(deadline_ns)
         self._lanes.close()
         self._link.close()
+
+    def _drain(self, deadline_ns: int) -> None:
+        """Take what the lanes hold, and wait for the flushes that producers wait for."""
+        role = self._role
+        while not role.must_stop_now and self._clock.now_ns() < deadline_ns:
+            if not self._lanes.visit():
+                if not any(leader.is_flushing for leader in self._leaders.values()):
+                    return
+                role.turn(BACKLOG_MS)
 
     def handle(self, request: Request) -> None:
         """Take a request, whichever way it came; it is answered now or later. Only its asker hears of an error."""
