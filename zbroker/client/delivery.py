@@ -170,10 +170,9 @@ class Delivery:
                 return is_done()
             if self._connection.is_closed:
                 self._connection.check_usable()
-            waits_for_leader = any(queue.needs_leader for queue in list(self._queues.values()))
-            self._connection.wait_for(is_done, min(left_ms, RECEIVE_MS if waits_for_leader else 100))
-            if not is_done():
-                self._serve_queues()
+            if self._connection.wait_for(is_done, min(left_ms, RECEIVE_MS)):
+                return True
+            self._serve_queues()
         return True
 
     def flush(self, timeout_ms: int | None) -> int:

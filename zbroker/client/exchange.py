@@ -58,6 +58,7 @@ class Exchange:
         self._pending: dict[int, _Pending] = {}
         self._correlations = count(1)
         self._lanes: dict[int, ClientLane] = {}
+        self._lane_list: tuple[tuple[int, ClientLane], ...] = ()
         self._watched: dict[int, tuple[int, int]] = {}  # process number -> (pidfd, incarnation)
         self._outbox: deque[tuple[Frame, ...]] = deque()
         self._next_expiry_ns = 0
@@ -134,6 +135,7 @@ class Exchange:
                 lane.close()
             else:
                 self._lanes[target] = lane
+                self._lane_list = tuple(self._lanes.items())
                 self._watch(target, lane.worker_incarnation)
             return self._lanes.get(target, lane)
 
@@ -155,6 +157,7 @@ class Exchange:
     def _drop_lane(self, target: int) -> None:
         lane = self._lanes.pop(target, None)
         if lane is not None:
+            self._lane_list = tuple(self._lanes.items())
             lane.close()
         self._unwatch(target)
 
@@ -256,21 +259,24 @@ class Exchange:
     def _deliver(self) -> int:
         now_ns = self.last_pump_ns = time.monotonic_ns()
         delivered = 0
-        with self._lock:
-            lanes = list(self._lanes.items())
-            while self._outbox and self._socket.send(self._outbox[0]):
-                self._outbox.popleft()
-        for target, lane in lanes:
+        if self._outbox:
+            with self._lock:
+                while self._outbox and self._socket.send(self._outbox[0]):
+                    self._outbox.popleft()
+        for target, lane in self._lane_list:
             try:
-                delivered += self._take_from(lane)
-                with self._lock:
-                    lane.flush()
+                if lane.readable():
+                    delivered += self._take_from(lane)
+                if lane.is_backed_up:
+                    with self._lock:
+                        lane.flush()
             except (BrokerError, ValueError):
                 with self._lock:
                     self._drop_lane(target)
         while True:
             with self._lock:
-                message = None if self.is_closed else self._socket.receive()
+                # Asking costs a microsecond, an empty receive ten.
+                message = self._socket.receive() if not self.is_closed and self._socket.has_input() else None
             if message is None:
                 break
             delivered += self._take(message)
