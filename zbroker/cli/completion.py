@@ -1,0 +1,27 @@
+"""`zbroker completion`: the script that a shell needs to complete commands, options and topic names."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from zbroker.cli.options import Options, pass_options, shared_options
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@shared_options
+@pass_options
+def completion(options: Options, shell: str) -> None:
+    """Print the shell's completion script.
+
+    bash: zbroker completion bash > ~/.local/share/bash-completion/completions/zbroker
+
+    zsh: zbroker completion zsh > ~/.zfunc/_zbroker
+
+    fish: zbroker completion fish > ~/.config/fish/completions/zbroker.fish
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    root = click.get_current_context().find_root().command
+    click.echo(found(root, {}, "zbroker", "_ZBROKER_COMPLETE").source())

@@ -1,0 +1,26 @@
+"""Completion of topic names in a shell: what is there now, or nothing; never an error and never long."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from zbroker.cli.options import Options
+
+TIMEOUT_MS: Final = 500
+
+
+def complete_topics(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of topics that begin with what was typed. Empty when no broker answers in half a second."""
+    options = Options()
+    params = context.find_root().params
+    options.bootstrap_servers = params.get("bootstrap_servers") or os.environ.get("ZBROKER_BOOTSTRAP_SERVERS")
+    options.timeout_ms = TIMEOUT_MS
+    try:
+        with options.admin() as admin:
+            return [CompletionItem(name) for name in admin.list_topics() if name.startswith(incomplete)]
+    except Exception:
+        return []  # A shell that completes has no place for an error.
