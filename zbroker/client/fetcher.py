@@ -122,6 +122,16 @@ class Fetcher:
             self._start_anew(one, error)
             return None
 
+    def look_up(self) -> bool:
+        """Whether the partitions of the subscription are known."""
+        self._prepare()
+        return self.topology.count > 0 and self._is_covered()
+
+    def locate(self, one: Assigned) -> bool:
+        """Whether a partition has a position, found now if possible. Raises OffsetOutOfRangeError without a policy."""
+        self._prepare()
+        return self._has_position(one)
+
     # --- positions ---------------------------------------------------------------------------------------------------
 
     def _has_position(self, one: Assigned) -> bool:

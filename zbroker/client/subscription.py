@@ -172,6 +172,12 @@ class Assigned:
                 found = piece
         return found
 
+    def rest(self) -> list[ConsumerRecord[Any, Any]]:
+        """What `current` found, from the position on."""
+        assert self.offset is not None
+        index = self.offset - self._first
+        return self._records[index:] if index else self._records
+
     def go_back(self, offset: int) -> None:
         """What was taken from `offset` on was not given out after all."""
         self.offset = offset
@@ -179,7 +185,10 @@ class Assigned:
 
 
 class Subscription:
-    """The topics or partitions of one consumer. `changes` counts everything that makes a prepared read stale."""
+    """The topics or partitions of one consumer.
+
+    `changes` counts what alters the set of partitions, `moves` whatever makes a run of records under way stale.
+    """
 
     def __init__(self, reset: Reset) -> None:
         self._reset: Reset = reset
@@ -194,6 +203,7 @@ class Subscription:
         self.absent: frozenset[str] = frozenset()
         self.is_manual = False
         self.changes = 0
+        self.moves = 0
 
     @property
     def is_subscribed(self) -> bool:
@@ -230,7 +240,7 @@ class Subscription:
         self._listener, self._on_assign, self._on_revoke = listener, on_assign, on_revoke
         self._seen_topics = {name: count for name, count in self._seen_topics.items() if name in names}
         self._has_answer, self.absent = False, frozenset()
-        self.changes += 1
+        self._changed()
 
     def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
         """Read exactly these; partitions that stay keep their position."""
@@ -241,14 +251,20 @@ class Subscription:
             check_topic_name(tp.topic)
         self.assigned = {tp: self.assigned.get(tp) or Assigned(tp, self._reset) for tp in wanted}
         self.is_manual = bool(wanted)
-        self.changes += 1
+        self._changed()
 
     def unsubscribe(self) -> None:
         """Read nothing."""
         self._forget(list(self.assigned))
         self.topics, self.pattern, self.is_manual = frozenset(), None, False
         self._seen_topics, self._has_answer, self.absent = {}, False, frozenset()
-        self.changes += 1
+        self._changed()
+
+    def followed(self) -> set[str]:
+        """Names of the topics that are subscribed to; of those that are known to match, with a pattern."""
+        if self.pattern is None:
+            return set(self.topics)
+        return {tp.topic for tp in self.assigned}
 
     def get(self, tp: TopicPartition | tuple[str, int]) -> Assigned:
         """The state of an assigned partition. Raises IllegalTransition for any other."""
@@ -281,19 +297,23 @@ class Subscription:
             self._seen_topics[name] = topic.topic_id
         self._has_answer = True
         if added:
-            self.changes += 1
+            self._changed()
             self._tell(self._on_assign, "on_partitions_assigned", added)
         self.absent = frozenset(names - there.keys())
         for name in sorted(self.absent):
             code = view.topics[name].error if name in view.topics else UnknownTopicOrPartitionError.code
             raise error_for(code, f"topic {name!r} does not exist")
 
+    def _changed(self) -> None:
+        self.changes += 1
+        self.moves += 1
+
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         gone = list(partitions)
         for tp in gone:
             del self.assigned[tp]
         if gone:
-            self.changes += 1
+            self._changed()
             self._tell(self._on_revoke, "on_partitions_revoked", gone)
 
     def _tell(self, call: Callable[..., None] | None, method: str, partitions: list[TopicPartition]) -> None:
