@@ -89,7 +89,7 @@ class Coordinator:
         self._requests = TopicRequests(self._cluster, places)
         self._pidfds: dict[int, tuple[int, int]] = {}  # process number -> (pidfd, incarnation)
         self._unsynced = False
-        self._replay()
+        self._is_ready = False
         self._link = RouterLink(
             role.loop,
             role.clock,
@@ -98,8 +98,10 @@ class Coordinator:
             incarnation=role.incarnation,
             message_max_bytes=config.limits.message_max_bytes,
             on_request=self._on_request,
+            on_welcome=self._show_ready,
         )
         role.at_close(self._link.close)
+        self._replay()
         role.at_close(self._close_pidfds)
 
     def _replay(self) -> None:
@@ -127,6 +129,17 @@ class Coordinator:
                 if path.name.isdigit() and int(path.name) not in known:
                     self._role.log.info("removing a deleted topic's copy", extra={"directory": path})
                     shutil.rmtree(path, ignore_errors=True)
+
+    def _remove_empty_copies(self) -> None:
+        """Remove the directories around copies that their workers have deleted."""
+        known = self._cluster.image.copy_ids()
+        for root in (*self._role.paths.copies_dirs, self._role.paths.memory_dir):
+            for name in os.listdir(root) if root.is_dir() else ():
+                if name.isdigit() and int(name) not in known:
+                    try:
+                        (root / name).rmdir()
+                    except OSError:
+                        pass  # not empty: another worker has not answered yet
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -246,7 +259,9 @@ class Coordinator:
         incarnation = self._incarnation_of(found.number)
 
         def answered(error: BrokerError | None, _: bytes) -> None:
-            if error is not None and incarnation and self._incarnation_of(found.number) == incarnation:
+            if error is None:
+                self._remove_empty_copies()
+            elif incarnation and self._incarnation_of(found.number) == incarnation:
                 self._send_revoke(found)
 
         self._link.call(found.number, Api.REVOKE, Revoke(found.revocations), answered, timeout_ms=CONTROL_TIMEOUT_MS)
@@ -287,8 +302,14 @@ class Coordinator:
         self._board.set_wanted(found.numbers)
 
     def _publish_ready(self, _: effect.PublishReady) -> None:
-        self._board.set_ready()
-        self._role.log.info("ready")
+        self._is_ready = True
+        self._show_ready()
+
+    def _show_ready(self) -> None:
+        """Ready is what a client can see: with partitions led, and a router that knows where the coordinator is."""
+        if self._is_ready and self._link.is_welcome:
+            self._board.set_ready()
+            self._role.log.info("ready")
 
     def _watch_process(self, found: effect.WatchProcess) -> None:
         self._unwatch(found.number)
