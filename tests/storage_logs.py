@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 from zbroker.clock import ManualClock
 from zbroker.config.schema import TopicConfig
@@ -15,6 +19,7 @@ from zbroker.storage.files import Buffer, Files, storage_error
 from zbroker.storage.handles import Handles
 from zbroker.storage.log import Log
 
+SHM = Path("/dev/shm")
 SMALL = {"segment_bytes": 4096, "index_interval_bytes": 256}
 
 
@@ -85,6 +90,17 @@ class FailingFiles(RebootableFiles):
             self._enter(call)
         except OSError as error:
             raise storage_error(error, call) from error
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, for tests of thousands of files; elsewhere it is `tmp_path`."""
+    if not SHM.is_dir():
+        yield tmp_path
+        return
+    path = Path(tempfile.mkdtemp(prefix="zbt-", dir=SHM))
+    yield path
+    shutil.rmtree(path)
 
 
 def open_log(

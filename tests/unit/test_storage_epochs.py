@@ -23,7 +23,8 @@ def test_the_file_is_kafkas(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0\n", "1\n1\n2 0\n", "0\n2\n2 0\n", "0\n2\n2 0\n2 5\n", "0\n2\n2 5\n3 5\n", "0\n1\n-1 0\n", "0\n1\nx y\n", "0\n1\n1 2 3\n"],
+    ["", "0\n", "1\n1\n2 0\n", "0\n2\n2 0\n", "0\n2\n2 0\n2 5\n", "0\n2\n2 5\n3 5\n", "0\n1\n-1 0\n", "0\n1\nx y\n",
+     "0\n1\n1 2 3\n"],
 )  # fmt: skip
 def test_a_text_that_contradicts_itself_is_no_epoch_file(text: str) -> None:
     assert parse_epochs(text.encode()) is None

@@ -43,6 +43,10 @@ class Positions:
         """Whether the page cache still holds everything that had been written when the positions were saved."""
         return self.saved.boot_id == self._boot_id
 
+    def distrust(self) -> None:
+        """Take it that nothing was promised but the log start: the walk over the log shall find the end alone."""
+        self.saved = self.saved._replace(high_watermark=0, recovery_point=0, boot_id=bytes(16))
+
     def save(self, *, high_watermark: int, recovery_point: int, log_start: int) -> None:
         """Write the positions if one of them changed. Raises DiskFullError or StorageError; the old ones then stay."""
         old = self.saved

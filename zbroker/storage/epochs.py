@@ -60,11 +60,11 @@ class Epochs:
         self._files = files
         data = files.read_file(self.path, _FILE_BYTES_MAX)
         found = parse_epochs(data) if data else None
-        self.was_damaged = data is not None and found is None
         self.is_missing = found is None
         self.starts: list[EpochStart] = found or []
         self.is_saved = found is not None or data is None
         self.is_durable = self.is_saved
+        self.version = 0
 
     @property
     def latest(self) -> int:
@@ -84,7 +84,7 @@ class Epochs:
         while self.starts and self.starts[-1].start_offset >= start_offset:
             self.starts.pop()
         self.starts.append(EpochStart(epoch, start_offset))
-        self.is_saved = self.is_durable = False
+        self._changed()
 
     def end_offset_for(self, epoch: int, log_end: int) -> tuple[int, int]:
         """(largest known epoch at or below `epoch`, the offset at which it ends). (-1, -1) when none is known."""
@@ -98,24 +98,42 @@ class Epochs:
         """Forget epochs that begin at or behind the log end."""
         while self.starts and self.starts[-1].start_offset >= log_end:
             self.starts.pop()
-            self.is_saved = self.is_durable = False
+            self._changed()
 
     def cut_start(self, log_start: int) -> None:
         """Forget epochs that ended before the log start; the one that the log start belongs to begins there."""
         number = bisect_right(self.starts, log_start, key=lambda start: start.start_offset) - 1
         if number >= 0 and self.starts[number].start_offset < log_start:
             self.starts[: number + 1] = [EpochStart(self.starts[number].epoch, log_start)]
-            self.is_saved = self.is_durable = False
+            self._changed()
 
     def replace(self, starts: list[EpochStart]) -> None:
         """Take what a walk over the log found."""
         if starts != self.starts:
             self.starts = starts
-            self.is_saved = self.is_durable = False
+            self._changed()
 
-    def save(self, *, durable: bool) -> None:
-        """Write the file if it is not up to date."""
-        if not self.is_saved or (durable and not self.is_durable):
-            self._files.replace_file(self.path, format_epochs(self.starts), durable=durable)
+    def save(self) -> None:
+        """Write the file if it is not up to date: a death of the process cannot take it back, a power cut can."""
+        if not self.is_saved:
+            self._files.replace_file(self.path, format_epochs(self.starts), durable=False)
             self.is_saved = True
-            self.is_durable = durable or self.is_durable
+
+    def sync(self) -> int:
+        """Make the file that was saved last survive a power cut; may run in another thread. Gives its version."""
+        version = self.version
+        fd = self._files.open(self.path)
+        try:
+            self._files.fdatasync(fd)
+        finally:
+            self._files.close(fd)
+        self._files.fsync_directory(self.path.parent)
+        return version
+
+    def note_synced(self, version: int) -> None:
+        """A `sync` of this version has succeeded."""
+        self.is_durable = self.is_durable or version == self.version
+
+    def _changed(self) -> None:
+        self.version += 1
+        self.is_saved = self.is_durable = False

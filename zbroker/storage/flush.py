@@ -7,17 +7,20 @@ raises it, and the copy is done for, because after a failed sync the kernel call
 
 from __future__ import annotations
 
-from zbroker.errors import BrokerError
+from zbroker.errors import BrokerError, TooManyOpenFilesError
+from zbroker.storage.epochs import Epochs
 from zbroker.storage.files import Files
 
 
 class FlushJob:
     """Make a log durable up to `end_offset`. Use it once: `run`, then `Log.finish_flush`."""
 
-    def __init__(self, files: Files, fds: list[int], *, end_offset: int, began_ns: int) -> None:
+    def __init__(self, files: Files, fds: list[int], epochs: Epochs | None, *, end_offset: int, began_ns: int) -> None:
         self.end_offset = end_offset
         self.began_ns = began_ns
         self.error: BrokerError | None = None
+        self.epochs_version = -1
+        self._epochs = epochs
         self._files = files
         self._fds = fds
 
@@ -31,3 +34,10 @@ class FlushJob:
                     self.error = error
             self._files.close(fd)
         self._fds = []
+        if self._epochs is not None and self.error is None:
+            try:
+                self.epochs_version = self._epochs.sync()
+            except (TooManyOpenFilesError, FileNotFoundError):
+                pass  # the log carries every epoch itself: without the file the next start walks it
+            except BrokerError as error:
+                self.error = error

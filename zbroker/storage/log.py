@@ -8,8 +8,8 @@ Guarantees:
 - `durable_end` moves only by a successful fdatasync. After a failed one the log refuses everything, for good.
 - A file that a reader may have mapped is never shortened; deleted files keep their bytes for those who have them open.
 
-It does not decide when to flush or to retain, checks no CRC on append, and knows no high watermark but the saved one:
-the partition's leader does. Not thread-safe, but for `FlushJob.run` and `unlink_deleted`.
+It does not decide when to flush or to retain, and knows no high watermark but the saved one: the partition's leader
+does. Not thread-safe, but for `FlushJob.run` and `unlink_deleted`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from zbroker.storage.files import Buffer, Files
 from zbroker.storage.flush import FlushJob
 from zbroker.storage.handles import Handles
 from zbroker.storage.index_pair import NO_TIMESTAMP
-from zbroker.storage.layout import DELETED, CleanMarker
+from zbroker.storage.layout import CleanMarker
 from zbroker.storage.recovery import Opened, RecoveryReport, open_segments
-from zbroker.storage.retention import count_expired, remove_copy, unlink_leftovers
+from zbroker.storage.retention import count_expired, delete_copy, unlink_leftovers
 from zbroker.storage.scan import EPOCH_MAX
 from zbroker.storage.segment import Segment
 from zbroker.storage.segments import Segments
@@ -72,23 +72,29 @@ class Log:
         leader_epoch_hint: int | None = None,
         handles: Handles | None = None,
         disk_free_min_bytes: int = 0,
+        accept_loss: bool = False,
     ) -> Log:
         """Lock the directory, made if need be, and open the log in it, recovered unless it was closed cleanly.
 
         `leader_epoch_hint`: the epoch of the grant; no batch can have a higher one. `handles`: one for all logs of a
-        process. Raises DirectoryLockedError, CopyDamagedError (the files are untouched), DiskFullError, StorageError.
+        process. `accept_loss`: cut a damaged copy at the damage, wherever it lies. Raises DirectoryLockedError,
+        CopyDamagedError (the files are untouched), DiskFullError, StorageError.
         """
         handles = Handles(files) if handles is None else handles
         is_fresh = files.make_directory(directory)
         lock_fd = files.lock_directory(directory)
+        space = DiskSpace(files.is_tmpfs(directory), disk_free_min_bytes)
+        segments = Segments(directory, config, files, clock, handles, space)
         try:
             unlink_leftovers(directory, files)
-            space = DiskSpace(files.is_tmpfs(directory), disk_free_min_bytes)
-            segments = Segments(directory, config, files, clock, handles, space)
             log = cls(directory, files, clock, segments)
+            if accept_loss:
+                log._positions.distrust()
+                remove_marker(directory, files)
             epoch_max = EPOCH_MAX if leader_epoch_hint is None else leader_epoch_hint
             log._take(open_segments(directory, files, log._positions, log.epochs, segments.make, epoch_max=epoch_max))
         except BaseException:
+            segments.release()
             files.close(lock_fd)
             raise
         log._lock_fd = lock_fd
@@ -172,7 +178,7 @@ class Log:
             segment.append(batch, size_bytes, next_offset, max_timestamp)
         except BrokerError as error:
             if segment.store.is_spoilt:
-                self._fail(error)
+                self.failure = error
             raise
         now_ns = self._clock.now_ns()
         if self.durable_end == base_offset:
@@ -185,7 +191,7 @@ class Log:
         """Before the first batch of an epoch or of a segment: names and epoch are in place."""
         if epoch != self._epoch:
             self.epochs.note_epoch(epoch, self.log_end)
-            self.epochs.save(durable=False)
+            self.epochs.save()
             self._epoch = epoch
         if self._must_sync_names:
             remove_marker(self.directory, self._files)
@@ -195,7 +201,7 @@ class Log:
                 if self._is_fresh:
                     self._files.fsync_directory(self.directory.parent)
             except StorageError as error:
-                self._fail(error)
+                self.failure = error
                 raise
             self._is_fresh = self._must_sync_names = False
 
@@ -258,7 +264,7 @@ class Log:
         """A job that makes everything appended so far durable: run it in any thread, then `finish_flush` here."""
         if self.failure is not None:
             self._refuse()
-        self.epochs.save(durable=True)
+        self.epochs.save()
         fds: list[int] = []
         try:
             for segment in self._segments:
@@ -268,13 +274,15 @@ class Log:
             for fd in fds:
                 self._files.close(fd)
             raise
-        return FlushJob(self._files, fds, end_offset=self.log_end, began_ns=self._clock.now_ns())
+        epochs = None if self.epochs.is_durable else self.epochs
+        return FlushJob(self._files, fds, epochs, end_offset=self.log_end, began_ns=self._clock.now_ns())
 
     def finish_flush(self, job: FlushJob) -> int:
         """Take a job's result and return `durable_end`. Its error is fatal: every call raises it from now on."""
         if job.error is not None:
-            self._fail(job.error)
+            self.failure = job.error
             self._refuse()
+        self.epochs.note_synced(job.epochs_version)
         if job.end_offset > self.durable_end:
             self.durable_end = job.end_offset
             self.unflushed_since_ns = job.began_ns
@@ -299,9 +307,6 @@ class Log:
             )
         except (DiskFullError, TooManyOpenFilesError):
             pass  # the older positions stay true; the next save comes soon
-
-    def _fail(self, error: BrokerError) -> None:
-        self.failure = error
 
     def _refuse(self) -> NoReturn:
         raise StorageError(f"{self.directory} is out of use since: {self.failure}") from self.failure
@@ -379,7 +384,7 @@ class Log:
         if self.durable_end < self.log_end:
             self.flush()
         self._segments.active.indexes.save()
-        self.epochs.save(durable=False)
+        self.epochs.save()
         self._save_positions(self._positions.saved.high_watermark)
         marker = CleanMarker(self.log_start, self.log_end, self.active_base, self.active_position)
         write_marker(self.directory, self._files, marker)
@@ -387,11 +392,8 @@ class Log:
     def delete(self) -> None:
         """Remove the whole copy. A death in the middle leaves a directory that `sweep_deleted_copies` removes."""
         self._segments.release()
-        target = self.directory.with_name(self.directory.name + DELETED)
         try:
-            remove_copy(target, self._files)
-            self._files.rename(self.directory, target)
-            remove_copy(target, self._files)
+            delete_copy(self.directory, self._files)
         finally:
             self._files.close(self._lock_fd)
             self._lock_fd = -1

@@ -108,6 +108,14 @@ def remove_copy(directory: Path, files: Files) -> None:
     files.remove_directory(directory)
 
 
+def delete_copy(directory: Path, files: Files) -> None:
+    """Take a copy's directory away under its name at once, then remove it file by file."""
+    target = directory.with_name(directory.name + DELETED)
+    remove_copy(target, files)
+    files.rename(directory, target)
+    remove_copy(target, files)
+
+
 def sweep_deleted_copies(parent: Path, files: Files) -> int:
     """Remove the directories of copies whose deletion a death interrupted; how many went."""
     found = [path for path in parent.glob("*" + DELETED) if path.is_dir()]

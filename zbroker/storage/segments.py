@@ -37,6 +37,7 @@ class Segments:
         self._space = space
         self._segments: list[Segment] = []
         self._bases: list[int] = []
+        self._candidates: list[Segment] = []
 
     def __len__(self) -> int:
         return len(self._segments)
@@ -52,6 +53,7 @@ class Segments:
     def take(self, segments: list[Segment]) -> None:
         """Begin with these."""
         assert segments
+        self._candidates = []
         self._segments = segments
         self._bases = [segment.base_offset for segment in segments]
         self.active = segments[-1]
@@ -59,7 +61,7 @@ class Segments:
 
     def make(self, base_offset: int) -> Segment:
         """A segment of this log that is not part of it yet; its files are untouched."""
-        return Segment(
+        segment = Segment(
             self.directory,
             base_offset,
             self._files,
@@ -68,6 +70,8 @@ class Segments:
             segment_bytes=self.config.segment_bytes,
             index_interval_bytes=self.config.index_interval_bytes,
         )
+        self._candidates.append(segment)
+        return segment
 
     def configure(self, config: TopicConfig) -> None:
         """Take changed settings; the active segment follows the new sizes at once."""
@@ -93,6 +97,8 @@ class Segments:
             for path in segment.paths:
                 self._files.unlink(path)
             raise
+        finally:
+            self._candidates = []
         active.seal()
         self._segments.append(segment)
         self._bases.append(segment.base_offset)
@@ -115,6 +121,6 @@ class Segments:
             self.deleted.add(segment.paths, now_ns=self._clock.now_ns(), delay_ms=self.config.file_delete_delay_ms)
 
     def release(self) -> None:
-        """Close every file."""
-        for segment in self._segments:
+        """Close every file, those of segments that were made in vain too."""
+        for segment in (*self._segments, *self._candidates):
             segment.release()
