@@ -260,7 +260,8 @@ class Producer(Generic[K, V]):
         self, topic: str, *, partition: int | None = None, on_error: Callable[[Exception], None] | None = None
     ) -> Callable[..., None]:
         """A bound call for a hot loop of one thread: `emit(value, key=None)`, no future. Errors go to `on_error`, and
-        the first of them is raised by the next `flush`. Records with a key and those without each keep their order."""
+        the first of them is raised by the next `flush`. Records with a key and those without each keep their order;
+        with records of `send` of the same producer there is an order only across a `flush`."""
         from zbroker.client.sender import Emitter
 
         emitter = Emitter(self, topic, partition, on_error)

@@ -24,7 +24,7 @@ from zbroker.load.histogram import Histogram
 from zbroker.load.inputs import lines_of, process_samples
 from zbroker.load.order_check import OrderCheck
 
-STAMP_EVERY = 64  # one record in so many carries the time it was sent
+PROBE_EVERY = 256  # after so many lines a record with the time it was sent
 STAMP_HEADER = "sent_ns"
 PROGRESS_INTERVAL_S = 0.1
 
@@ -88,16 +88,23 @@ def produce(task: Task) -> Findings:
     started_s = time.monotonic()
     with Producer(bootstrap_servers=task.bootstrap_servers, linger_ms=2) as producer:
         emit = producer.sender(task.topic)
+
+        def probe(key: bytes) -> None:
+            """A record of a key of its own that carries the time at which it was sent."""
+            stamp = time.monotonic_ns().to_bytes(8, "little")
+            producer.send(task.topic, stamp, b"probe " + key, headers=[(STAMP_HEADER, stamp)])
+            check.add("probe " + os.fsdecode(key), [stamp])
+            reporter.records += 1
+            reporter.bytes += len(key) + 6 + len(stamp)
+
         for name in task.files:
             key_text = os.path.relpath(name, task.root)
             key = os.fsencode(key_text)
             lines = lines_of(Path(name))
             for index, line in enumerate(lines):
-                if index % STAMP_EVERY:
-                    emit(line, key)
-                else:
-                    stamp = time.monotonic_ns().to_bytes(8, "little")
-                    producer.send(task.topic, line, key, headers=[(STAMP_HEADER, stamp)])
+                emit(line, key)
+                if not index % PROBE_EVERY:
+                    probe(key)
             check.add(key_text, lines)
             reporter.records += len(lines)
             reporter.bytes += sum(map(len, lines)) + len(key) * len(lines)
