@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 Partition: TypeAlias = TopicPartition | tuple[str, int]
 
-WAIT_MS_MAX: Final = 3_600_000.0
+WAIT_MS_MAX: Final = 3_600_000.0  # of one wait; an endless one is many
 CLOSE_TIMEOUT_MS: Final = 5_000
 
 
@@ -127,8 +127,8 @@ class Consumer(Generic[K, V]):
     ) -> dict[TopicPartition, list[ConsumerRecord[K, V]]]:
         """What is there, at most `max_records` (None: `max_poll_records`); waits up to `timeout_ms` for the first.
 
-        Empty after the time or a `wakeup`. Raises OffsetOutOfRangeError (`auto_offset_reset="none"`), CorruptRecordError
-        (seek behind it to go on), UnknownTopicOrPartitionError, and what a deserializer raises; the position stays.
+        Empty after the time or a `wakeup`. Raises OffsetOutOfRangeError (with `auto_offset_reset="none"`),
+        CorruptRecordError (seek behind it to go on), UnknownTopicOrPartitionError, and what a deserializer raises; the position stays.
         """
         count_max = self._count(max_records)
         with self._use:
@@ -148,7 +148,7 @@ class Consumer(Generic[K, V]):
         return records
 
     def __iter__(self) -> Iterator[ConsumerRecord[K, V]]:
-        """Record after record. Ends after `consumer_timeout_ms` without one (None or -1: never), by `wakeup` or `close`."""
+        """Record after record; ends after `consumer_timeout_ms` without one (None, -1: never), by `wakeup` or `close`."""
         self._use.check()
         timeout_ms = self.settings.consumer_timeout_ms
         return self._records(None if timeout_ms is None or timeout_ms < 0 else timeout_ms)

@@ -46,8 +46,8 @@ class Fetcher:
         self._seen_count = 0
         self._hold_until_ns = 0
         self._error: BrokerError | None = None
-        self.topology = Topology(connection)
         self.sleep = Sleep(connection, settings)
+        self.topology = Topology(connection, self.sleep.note)
         self._remote = RemoteFetch(connection, settings, self.sleep.note)
 
     def collect(self, count_max: int) -> Found:
@@ -280,6 +280,7 @@ class Fetcher:
             timeout_ms = min(timeout_ms, max(0.1, (self._hold_until_ns - time.monotonic_ns()) / NS_PER_MS))
         if not self._is_local:
             self._ask_remote(order)
+            timeout_ms = min(timeout_ms, self._remote.retry_ms(sources))
         self.sleep.until_news(active, timeout_ms)
 
     def _is_held_back(self) -> bool:

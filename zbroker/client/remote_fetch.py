@@ -1,8 +1,8 @@
 """Partitions read by messages: long polls to the workers that lead them.
 
-Guarantees: the same batches, errors and order as the mapped files give. For each worker at most one fetch is under way
-for any partition; while its answer is worked on, the next one is asked for already. An answer to a question that a seek
-or a new leader has overtaken is dropped. What waits here to be read is bounded by `fetch_max_bytes` a worker.
+Guarantees: the same batches, errors and order as the mapped files give. One fetch for each partition is under way, and
+while its answer is worked on, the next one is asked for already. An answer to a question that a seek or a new leader
+has overtaken is dropped. Of one partition at most two answers wait here, each of `max_partition_fetch_bytes`.
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ class RemotePartition:
 
     def take(self, found: FetchedPartition, offset: int, data: memoryview, *, is_current: bool) -> None:
         """An answer for `offset`, which is dropped unless it `is_current`."""
+        if not is_current:
+            return
         if found.error in MOVED:
             self.needs_metadata = True
             return
@@ -122,7 +124,7 @@ class RemotePartition:
             self.error_offset = offset
             self.error = self._error(found, offset)
             return
-        if not data or not is_current:
+        if not data:
             return
         try:
             run = read_run(self.make, data, 0, len(data), offset, found.high_watermark, len(data))
@@ -159,10 +161,17 @@ class RemoteFetch:
         now_ns = time.monotonic_ns()
         by_leader: dict[int, list[RemotePartition]] = {}
         for one in partitions:
-            if one.wanted is not None and one.asked is None and now_ns >= one.not_before_ns:
+            if one.wanted is not None and one.asked != one.wanted and now_ns >= one.not_before_ns:
                 by_leader.setdefault(one.leader, []).append(one)
         for leader, group in by_leader.items():
             self._send(leader, group)
+
+    def retry_ms(self, sources: Iterable[object]) -> float:
+        """How long until something that failed may be asked for again."""
+        now_ns = time.monotonic_ns()
+        times = [one.not_before_ns for one in sources if isinstance(one, RemotePartition)]
+        later = [when for when in times if when > now_ns]
+        return max(0.1, (min(later) - now_ns) / NS_PER_MS) if later else float("inf")
 
     def _send(self, leader: int, group: list[RemotePartition]) -> None:
         settings = self._settings
@@ -190,8 +199,11 @@ class RemoteFetch:
         self._under_way.add(correlation)
 
     def _take(self, asked: list[tuple[RemotePartition, int]], error: int, body: list[Any]) -> None:
-        for one, _ in asked:
-            one.asked = None
+        # A seek meanwhile has asked for another offset: what came for the old one is nobody's any more.
+        current = [one.asked == offset for one, offset in asked]
+        for (one, _), is_current in zip(asked, current, strict=True):
+            if is_current:
+                one.asked = None
         if error or not body:
             for one, _ in asked:
                 one.needs_metadata = True
@@ -205,11 +217,9 @@ class RemoteFetch:
             return
         data = memoryview(body[1]) if len(body) > 1 else memoryview(b"")
         position = 0
-        for (one, offset), found in zip(asked, answers, strict=False):
-            # A seek meanwhile has written down another wish: this answer is nobody's any more.
-            is_current = one.wanted is None or one.wanted == offset
+        for (one, offset), is_current, found in zip(asked, current, answers, strict=False):
             one.take(found, offset, data[position : position + found.size_bytes], is_current=is_current)
-            if is_current and (one.batches or one.error is not None):
+            if one.wanted == offset and (one.batches or one.error is not None):
                 one.wanted = None
             position += max(0, found.size_bytes)
 

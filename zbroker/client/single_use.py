@@ -46,7 +46,7 @@ class SingleUse:
         with self._changed:
             if self._owner not in (0, thread):
                 raise ConcurrentUseError(
-                    f"a {self._kind} belongs to one thread at a time; only wakeup() and close() may be called from others"
+                    f"a {self._kind} is used by one thread at a time; wakeup() and close() alone may come from others"
                 )
             self._owner = thread
             self._depth += 1

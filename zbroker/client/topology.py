@@ -8,7 +8,7 @@ by 1, 2, 5, 10... up to `retry_backoff_ms`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from zbroker import ids
@@ -27,8 +27,10 @@ BACKOFF_MS: Final = (1, 2, 5, 10, 20, 50, 100)
 class Topology:
     """See the module. Used by the consumer's thread, and by its pump."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, on_event: Callable[[], None]) -> None:
+        """`on_event` is called when an answer came, or none in time."""
         self._connection = connection
+        self._on_event = on_event
         self._max_age_ns = connection.settings.metadata_max_age_ms * NS_PER_MS
         self._correlation: int | None = None
         self._answered_ns = 0
@@ -74,6 +76,7 @@ class Topology:
 
     def _take(self, error: int, body: list[Any]) -> None:
         self._correlation = None
+        self._on_event()
         backoff_ms = min(BACKOFF_MS[min(self._tries, len(BACKOFF_MS) - 1)], self._connection.settings.retry_backoff_ms)
         self._tries += 1
         self._next_ns = time.monotonic_ns() + backoff_ms * NS_PER_MS
