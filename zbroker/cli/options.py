@@ -139,13 +139,16 @@ def shared_options(command: F) -> F:
     return _add_options(command, is_hidden=True)
 
 
-def shared_options_without_config(command: F) -> F:
-    """The same for commands whose own --config is a topic's setting, as in Kafka's tools; -c FILE stays."""
-    return _add_options(command, is_hidden=True, config_names=("-c", "--config-file"))
+def shared_options_without(*taken: str) -> Callable[[F], F]:
+    """The same but for names that mean something else in this command, as --config does in Kafka's topic tools."""
+    return lambda command: _add_options(command, is_hidden=True, taken=taken)
 
 
-def _add_options(command: F, *, is_hidden: bool, config_names: tuple[str, ...] = ("-c", "--config")) -> F:
+def _add_options(command: F, *, is_hidden: bool, taken: tuple[str, ...] = ()) -> F:
     def option(*names: str, store: Callable[..., None], hidden: bool = is_hidden, **rest: Any) -> Callable[[F], F]:
+        if any(name in taken for name in names) and len(names) == 2:
+            return lambda unchanged: unchanged
+        names = tuple(name for name in names if name not in taken)
         return click.option(*names, callback=store, expose_value=False, is_eager=True, hidden=hidden, **rest)
 
     decorators = (
@@ -154,7 +157,7 @@ def _add_options(command: F, *, is_hidden: bool, config_names: tuple[str, ...] =
             help="The broker: ipc://RUN_DIR or tcp://127.0.0.1:PORT.",
         ),
         option(
-            *config_names, "config_path", store=_store("config_path"), help="zbroker.toml.",
+            "-c", "--config", "config_path", store=_store("config_path"), help="zbroker.toml.",
             type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
         ),
         option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from zbroker.cli.options import Options, pass_options, shared_options, shared_options_without_config
+from zbroker.cli.options import Options, pass_options, shared_options, shared_options_without
 from zbroker.cli.output import Cell, print_json, print_table
 from zbroker.cli.quantities import Place, parse_pairs, parse_span
 from zbroker.cli.topic_names import complete_topics
@@ -36,7 +36,7 @@ def topics() -> None:
 @click.option("--config", "--set", "settings", multiple=True, metavar="NAME=VALUE", help=_CONFIG_HELP)
 @click.option("--if-not-exists", is_flag=True, help="A topic that exists is left as it is.")
 @click.option("--dry-run", is_flag=True, help="Check, but create nothing.")
-@shared_options_without_config
+@shared_options_without("--config")
 @pass_options
 def create(
     options: Options,
@@ -162,7 +162,7 @@ def _ends_by_request(
 @click.argument("name", shell_complete=complete_topics)
 @click.option("--config", "--set", "settings", multiple=True, metavar="NAME=VALUE", help=_CONFIG_HELP)
 @click.option("--unset", multiple=True, metavar="NAME", help="Back to the broker's default; repeatable.")
-@shared_options_without_config
+@shared_options_without("--config")
 @pass_options
 def alter(options: Options, name: str, settings: tuple[str, ...], unset: tuple[str, ...]) -> None:
     """Change a topic's own settings. Without --config and --unset: show those in force."""

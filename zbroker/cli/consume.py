@@ -1,0 +1,157 @@
+"""`zbroker consume`: print records, from any place, for ever or up to a place."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from zbroker.cli.options import Options, pass_options, shared_options
+from zbroker.cli.quantities import Place, Span, parse_span
+from zbroker.cli.record_format import Formatter, Record, as_json, parse_format
+from zbroker.cli.topic_names import complete_topics
+from zbroker.errors import UnknownTopicOrPartitionError
+from zbroker.ids import TopicPartition
+
+if TYPE_CHECKING:
+    from zbroker.client.consumer import Consumer
+
+_RECORDS_MAX: Final = 5_000
+_WAIT_MS: Final = 200  # how late Ctrl-C is noticed at the latest
+
+
+@click.command()
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...", shell_complete=complete_topics)
+@click.option(
+    "-o",
+    "--offset",
+    "where",
+    default="end",
+    show_default=True,
+    metavar="WHERE",
+    help="start, end, N, -N (the last N), @2026-11-23T10:00, @-1h; A:B reads from A up to B, :end what is there.",
+)
+@click.option("-n", "--num", "count", type=click.IntRange(1), metavar="N", help="Stop after N records.")
+@click.option("-p", "--partition", "chosen", multiple=True, type=click.IntRange(0), help="Only these; repeatable.")
+@click.option("-e", "--exit", "stop_at_end", is_flag=True, help="Stop at the end, as it is now.")
+@click.option(
+    "-f",
+    "--format",
+    "template",
+    default="%v\\n",
+    show_default=True,
+    metavar="FORMAT",
+    help="%t topic %p partition %o offset %T time %k key %v value %h headers; %v{hex}, %T{iso}.",
+)
+@click.option("--grep", metavar="RE", help="Only records whose value matches.")
+@shared_options
+@pass_options
+def consume(
+    options: Options,
+    topics: tuple[str, ...],
+    where: str,
+    count: int | None,
+    chosen: tuple[int, ...],
+    stop_at_end: bool,
+    template: str,
+    grep: str | None,
+) -> None:
+    """Print records of topics. Without a group: nobody's position is changed."""  # fmt: skip
+    span = parse_span(where)
+    if stop_at_end and span.stop is None:
+        span = Span(span.start, Place("end"))
+    formatter = _json_line if options.is_json else parse_format(template)
+    try:
+        pattern = re.compile(grep.encode()) if grep is not None else None
+    except re.error as error:
+        raise click.BadParameter(f"--grep {grep!r}: {error}") from None
+    with options.consumer() as consumer:
+        tps = _partitions(consumer, topics, chosen)
+        consumer.assign(tps)
+        stops = _begin(consumer, tps, span)
+        shown = _print(consumer, formatter, pattern, count, stops)
+    options.note(f"{shown:,} records", level=1)
+
+
+def _json_line(record: Record) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(as_json(record)) + b"\n"
+
+
+def _partitions(consumer: Consumer[Any, Any], topics: Iterable[str], chosen: Iterable[int]) -> list[TopicPartition]:
+    found = []
+    for topic in topics:
+        there = consumer.partitions_for_topic(topic)
+        if not there:
+            raise UnknownTopicOrPartitionError(f"topic {topic!r} does not exist")
+        for partition in chosen:
+            if partition not in there:
+                raise UnknownTopicOrPartitionError(f"{topic} has partitions 0 to {len(there) - 1}, not {partition}")
+        found += [TopicPartition(topic, partition) for partition in sorted(chosen or there)]
+    return found
+
+
+def _begin(consumer: Consumer[Any, Any], tps: list[TopicPartition], span: Span) -> dict[TopicPartition, int]:
+    """Seek each partition to where it shall begin; give the offsets to stop at, if there are any."""
+    starts = _resolve(consumer, tps, span.start)
+    stops = _resolve(consumer, tps, span.stop) if span.stop is not None else {}
+    for tp in tps:
+        if tp in stops and starts[tp] >= stops[tp]:
+            consumer.pause(tp)
+        consumer.seek(tp, starts[tp])
+    return stops
+
+
+def _resolve(consumer: Consumer[Any, Any], tps: list[TopicPartition], place: Place) -> dict[TopicPartition, int]:
+    first = consumer.beginning_offsets(tps)
+    last = consumer.end_offsets(tps)
+    if place.kind == "start":
+        return first
+    if place.kind == "end":
+        return last
+    if place.kind == "last":
+        return {tp: max(first[tp], last[tp] - place.number) for tp in tps}
+    if place.kind == "time":
+        found = consumer.offsets_for_times(dict.fromkeys(tps, place.number))
+        return {tp: last[tp] if (at := found[tp]) is None else at.offset for tp in tps}
+    # An offset below the beginning was deleted: reading begins with what is left.
+    return {tp: max(first[tp], place.number) for tp in tps}
+
+
+def _print(
+    consumer: Consumer[Any, Any],
+    formatter: Formatter,
+    pattern: re.Pattern[bytes] | None,
+    count: int | None,
+    stops: dict[TopicPartition, int],
+) -> int:
+    out = sys.stdout.buffer
+    left = set(stops) - set(consumer.paused())
+    shown = 0
+    while (not stops or left) and (count is None or shown < count):
+        found = consumer.poll(timeout_ms=_WAIT_MS, max_records=_RECORDS_MAX)
+        lines: list[bytes] = []
+        for tp, records in found.items():
+            stop = stops.get(tp)
+            if stop is not None:
+                if records[-1].offset >= stop - 1:
+                    left.discard(tp)
+                    consumer.pause(tp)
+                records = [record for record in records if record.offset < stop]
+            if pattern is not None:
+                records = [record for record in records if record.value is not None and pattern.search(record.value)]
+            lines += map(formatter, records)
+        if count is not None:
+            del lines[count - shown :]
+        shown += len(lines)
+        if lines:
+            out.write(b"".join(lines))
+            out.flush()
+        for tp in list(left):
+            if consumer.position(tp) >= stops[tp]:
+                left.discard(tp)
+    return shown
