@@ -128,7 +128,8 @@ class Consumer(Generic[K, V]):
         """What is there, at most `max_records` (None: `max_poll_records`); waits up to `timeout_ms` for the first.
 
         Empty after the time or a `wakeup`. Raises OffsetOutOfRangeError (with `auto_offset_reset="none"`),
-        CorruptRecordError (seek behind it to go on), UnknownTopicOrPartitionError, and what a deserializer raises; the position stays.
+        CorruptRecordError (seek behind it to go on), UnknownTopicOrPartitionError, and what a deserializer raises; the
+        position stays then.
         """
         count_max = self._count(max_records)
         with self._use:
@@ -148,7 +149,7 @@ class Consumer(Generic[K, V]):
         return records
 
     def __iter__(self) -> Iterator[ConsumerRecord[K, V]]:
-        """Record after record; ends after `consumer_timeout_ms` without one (None, -1: never), by `wakeup` or `close`."""
+        """Record after record; ends after `consumer_timeout_ms` without one (None: never), by `wakeup` or `close`."""
         self._use.check()
         timeout_ms = self.settings.consumer_timeout_ms
         return self._records(None if timeout_ms is None or timeout_ms < 0 else timeout_ms)
