@@ -42,7 +42,8 @@ from zbroker.wire.messages import (
     Revoke,
 )
 from zbroker.workers.disk_thread import IoClock
-from zbroker.workers.leader import Host, Leader
+from zbroker.workers.host import Host
+from zbroker.workers.leader import Leader
 from zbroker.workers.request import Request
 
 _log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from zbroker.clock import NS_PER_MS, Clock
+from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import StorageSection
 from zbroker.core import partition_events as ev
 from zbroker.errors import BrokerError
 from zbroker.transport.loop import Loop
-from zbroker.workers.disk_thread import DiskThread
+from zbroker.workers.host import Host
 from zbroker.workers.leader import Leader
 
 TICK_MS: Final = 100
@@ -31,11 +31,13 @@ Leaders = Mapping[tuple[int, int], Leader]
 class Housekeeping:
     """See the module. It starts with the first turn of the loop."""
 
-    def __init__(self, leaders: Leaders, loop: Loop, clock: Clock, disk: DiskThread, settings: StorageSection) -> None:
+    def __init__(self, leaders: Leaders, host: Host, loop: Loop, settings: StorageSection) -> None:
+        clock = host.clock
         self._leaders = leaders
+        self._attention = host.attention
         self._loop = loop
         self._clock = clock
-        self._disk = disk
+        self._disk = host.disk
         self._settings = settings
         self._retention_ns = clock.now_ns()
         self._checkpoint_ns = clock.now_ns()
@@ -45,9 +47,8 @@ class Housekeeping:
     def tick(self) -> None:
         """Do what is due."""
         now_ns = self._clock.now_ns()
-        for leader in self._leaders.values():
-            if leader.config.flush_ms >= 0:
-                leader.handle(ev.Tick())
+        for leader in list(self._attention.timed):
+            leader.handle(ev.Tick())
         if now_ns >= self._room_ns:
             self._room_ns = now_ns + ROOM_INTERVAL_MS * NS_PER_MS
             self.check_room()
@@ -60,19 +61,24 @@ class Housekeeping:
 
     def check_room(self) -> None:
         """Look at the room on the disks of all partitions: one system call for each file system, not each partition."""
-        has_room_on: dict[int, bool] = {}
-        for leader in self._leaders.values():
-            device = leader.device
-            if device not in has_room_on:
-                has_room_on[device] = leader.free_bytes() >= self._settings.disk_free_min_bytes
-            leader.note_room(has_room=has_room_on[device])
+        least_bytes = self._settings.disk_free_min_bytes
+        on_device = {leader.device: leader for leader in self._leaders.values()}
+        short = {device for device, leader in on_device.items() if leader.free_bytes() < least_bytes}
+        if short:
+            for leader in self._leaders.values():
+                if leader.device in short:
+                    leader.lose_room()
+        for leader in list(self._attention.full):
+            if leader.device not in short:
+                leader.find_room()
 
     def _retain(self, leaders: list[Leader]) -> None:
         wall_ms, now_ns = self._clock.wall_ms(), self._clock.now_ns()
         for leader in leaders:
             leader.retain(wall_ms)
-        logs = [leader.log for leader in leaders]
-        self._disk.submit(lambda: [log.unlink_deleted(now_ns) for log in logs], self._unlinked)
+        logs = [leader.log for leader in leaders if leader.has_files_to_unlink(now_ns)]
+        if logs:
+            self._disk.submit(lambda: [log.unlink_deleted(now_ns) for log in logs], self._unlinked)
 
     def _unlinked(self, _: object, error: BaseException | None) -> None:
         if isinstance(error, BrokerError):

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
-from zbroker.clock import Clock
+from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import TopicConfig
 from zbroker.core import partition_events as ev
 from zbroker.core.partition import Partition, State
@@ -32,47 +32,16 @@ from zbroker.errors import (
 )
 from zbroker.record.batch import check_batch, read_header, stamp, stamp_append_time
 from zbroker.record.layout import CONTROL, TRANSACTIONAL
-from zbroker.shm.board import BoardWriter
 from zbroker.shm.layout import Counter
 from zbroker.storage.flush import FlushJob
 from zbroker.storage.log import Log
 from zbroker.wire.codec import encode
 from zbroker.wire.layout import PRODUCED
 from zbroker.wire.messages import LowWatermark, PartitionGrant
-from zbroker.workers.disk_thread import DiskThread
-from zbroker.workers.logs import OncePerMinute
+from zbroker.workers.host import Host
 from zbroker.workers.request import Request
 
 _NOT_FROM_CLIENTS: Final = CONTROL | TRANSACTIONAL
-
-
-class Counts:
-    """What the hot path counts, in plain numbers: the board gets them once a turn of the loop."""
-
-    __slots__ = ("batches_in", "bytes_in", "records_in", "requests")
-
-    def __init__(self) -> None:
-        self.records_in = self.bytes_in = self.batches_in = self.requests = 0
-
-    def publish(self, board: BoardWriter) -> None:
-        """Write them on the board."""
-        board.set_counter(Counter.RECORDS_IN, self.records_in)
-        board.set_counter(Counter.BYTES_IN, self.bytes_in)
-        board.set_counter(Counter.BATCHES_IN, self.batches_in)
-        board.set_counter(Counter.REQUESTS, self.requests)
-
-
-class Host(NamedTuple):
-    """What all partitions of a process share."""
-
-    board: BoardWriter
-    clock: Clock
-    disk: DiskThread
-    wake: Callable[[Sequence[int]], None]
-    message_max_bytes: int
-    records_max: int
-    once: OncePerMinute
-    counts: Counts
 
 
 class Leader:
@@ -87,6 +56,7 @@ class Leader:
         "_is_append_time",
         "_saved_high_watermark",
         "_size_bytes_max",
+        "_unlink_at_ns",
         "bytes_appended",
         "copy_id",
         "device",
@@ -112,6 +82,7 @@ class Leader:
         self._saved_high_watermark = log.saved_high_watermark
         self._active_base = -1
         self.is_open = True
+        self._unlink_at_ns = 0
         self.bytes_appended = 0
         self._does: dict[type[Effect], Callable[[Any], None]] = {
             ev.Write: self._write,
@@ -193,9 +164,9 @@ class Leader:
 
     def retain(self, wall_ms: int) -> None:
         """Roll a segment that is too old, and let go of those that are too old or too many."""
-        if self.state is State.OFFLINE:
-            return
         log = self.log
+        if self.state is State.OFFLINE or (log.log_start == log.log_end and log.segment_count == 1):
+            return
         count = log.segment_count
         try:
             log_start = log.retain(wall_ms, self.high_watermark)
@@ -205,7 +176,7 @@ class Leader:
         if log.active_base != self._active_base:
             self.handle(ev.Rolled())
         if log_start != self._core.log_start:
-            self._host.board.count(Counter.SEGMENTS_DELETED, max(0, count - log.segment_count))
+            self._note_deleted(count)
             self.handle(ev.Trimmed(log_start))
 
     def free_bytes(self) -> int:
@@ -216,14 +187,26 @@ class Leader:
             return 1 << 62
         return found.f_bavail * found.f_frsize
 
-    def note_room(self, *, has_room: bool) -> None:
-        """Refuse produce while the disk has too little room, and take it again when it has."""
-        if has_room and self.state is State.FULL:
-            self._say(logging.INFO, "room again", None)
-            self.handle(ev.RoomFound())
-        elif not has_room and self.state is State.LEADING:
+    def lose_room(self) -> None:
+        """The disk has too little room: refuse produce until `find_room`."""
+        if self.state is State.LEADING:
             self._say(logging.WARNING, "produce refused: too little room on the disk", None)
             self.handle(ev.RoomLost())
+            self._host.attention.full.add(self)
+
+    def find_room(self) -> None:
+        """The disk has room: take produce again."""
+        self._host.attention.full.discard(self)
+        if self.state is State.FULL:
+            self._say(logging.INFO, "room again", None)
+            self.handle(ev.RoomFound())
+
+    def has_files_to_unlink(self, now_ns: int) -> bool:
+        """Whether deleted segments have waited long enough; then it says so once, and the caller unlinks them."""
+        is_due = 0 < self._unlink_at_ns <= now_ns
+        if is_due:
+            self._unlink_at_ns = 0
+        return is_due
 
     def reconfigure(self, config: TopicConfig) -> None:
         """Apply the topic's settings from now on."""
@@ -235,6 +218,8 @@ class Leader:
         """Lead no more: wake everybody, retire the cell. The caller closes or deletes `log`."""
         self.handle(ev.Revoked())
         self.is_open = False
+        self._host.attention.timed.discard(self)
+        self._host.attention.full.discard(self)
         self._host.board.free(self._cell)
 
     def close(self, *, clean: bool) -> None:
@@ -248,6 +233,8 @@ class Leader:
         self.log.close(clean=is_whole and clean)
 
     def _use(self, config: TopicConfig) -> None:
+        timed = self._host.attention.timed
+        timed.add(self) if config.flush_ms >= 0 else timed.discard(self)
         self._is_append_time = config.message_timestamp_type == "LogAppendTime"
         self._size_bytes_max = min(config.max_message_bytes, self._host.message_max_bytes)
 
@@ -353,13 +340,19 @@ class Leader:
         self.handle(ev.Flushed(durable))
 
     def _trim(self, effect: ev.Trim) -> None:
+        count = self.log.segment_count
         try:
             log_start = self.log.truncate_before(effect.offset)
         except BrokerError as error:
             self._refuse(ev.Refuse(effect.request, error))
             self.fail(error)
             return
+        self._note_deleted(count)
         self.handle(ev.Trimmed(log_start, effect.request))
+
+    def _note_deleted(self, count_before: int) -> None:
+        self._host.board.count(Counter.SEGMENTS_DELETED, max(0, count_before - self.log.segment_count))
+        self._unlink_at_ns = self._host.clock.now_ns() + self.config.file_delete_delay_ms * NS_PER_MS
 
     def _answer_log_start(self, effect: ev.AnswerLogStart) -> None:
         request: Request = effect.request
@@ -377,6 +370,7 @@ class Leader:
         elif isinstance(error, DiskFullError):
             self._say(logging.WARNING, "no room", error)
             self.handle(ev.RoomLost())
+            self._host.attention.full.add(self)
         elif isinstance(error, BrokerError):
             self._say(logging.WARNING, "its files cannot be used now", error)
         else:

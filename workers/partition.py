@@ -31,9 +31,9 @@ from zbroker.wire.layout import INNER_APIS, PEER, Api, unpack_header
 from zbroker.wire.messages import Done, OpenLane, Register, Registered
 from zbroker.workers.disk_thread import DiskThread, IoClock
 from zbroker.workers.grants import Grants
+from zbroker.workers.host import Attention, Counts, Host
 from zbroker.workers.housekeeping import Housekeeping
 from zbroker.workers.lanes import Lanes, ServedLane
-from zbroker.workers.leader import Counts, Host
 from zbroker.workers.link import RouterLink
 from zbroker.workers.request import Frame, Request
 from zbroker.workers.runtime import Reload, Role, exit_code_of
@@ -85,11 +85,12 @@ class Worker:
             records_max=limits.records_per_batch_max,
             once=role.once,
             counts=self._counts,
+            attention=Attention(),
         )
         self._grants = Grants(host, role.loop, io_clock, role.config, Files())
         self._leaders = leaders = self._grants.leaders
         self._serving = Serving(leaders, self._waits, self.board, role.clock, limits)
-        self._housekeeping = Housekeeping(leaders, role.loop, role.clock, self._disk, role.config.storage)
+        self._housekeeping = Housekeeping(leaders, host, role.loop, role.config.storage)
         self._lanes = Lanes(
             loop=role.loop,
             clock=role.clock,
