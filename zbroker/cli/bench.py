@@ -61,10 +61,10 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--acks", default="all", show_default=True, type=click.Choice(["0", "1", "all", "fsync"]))
 @click.option("--compress", default="none", show_default=True, type=click.Choice(["none", "lz4", "gzip", "zstd"]))
 @click.pass_context
-def produce(context: click.Context, mode: str, acks: str, compress: str, **options: object) -> None:
+def produce(context: click.Context, /, mode: str, acks: str, compress: str, **options: object) -> None:
     """Records and megabytes a second that are acknowledged."""
     spec = msgspec.convert(options, _Options)
-    settings = {"acks": acks, "compression_type": compress}
+    settings: dict[str, object] = {"acks": acks, "compression_type": compress}
     with _broker(context, spec.workers) as servers, _bar("Producing", spec) as advance:
         _make_topic(servers, spec)
         _show(spec, [_produce(servers, spec, mode, settings, advance)])
@@ -74,7 +74,7 @@ def produce(context: click.Context, mode: str, acks: str, compress: str, **optio
 @_options
 @click.option("--mode", default="records", show_default=True, type=click.Choice(["records", "batches"]))
 @click.pass_context
-def consume(context: click.Context, mode: str, **options: object) -> None:
+def consume(context: click.Context, /, mode: str, **options: object) -> None:
     """Records and megabytes a second that one consumer reads."""
     spec = msgspec.convert(options, _Options)
     with _broker(context, spec.workers) as servers:
@@ -91,7 +91,7 @@ def consume(context: click.Context, mode: str, **options: object) -> None:
 @_options
 @click.option("--transport", default="auto", show_default=True, type=click.Choice(["auto", "shm", "zmq"]))
 @click.pass_context
-def latency(context: click.Context, transport: str, **options: object) -> None:
+def latency(context: click.Context, /, transport: str, **options: object) -> None:
     """Acknowledgement of one record, and one record to a sleeping consumer."""
     spec = msgspec.convert(options, _Options)
     rounds = min(spec.records, 5_000)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeAlias, TypeVar
 
 from zbroker.client.fetcher import Fetcher
 from zbroker.client.offsets import ask_offsets
@@ -31,8 +31,15 @@ from zbroker.record.records import ConsumerRecord, OffsetAndTimestamp
 from zbroker.record.view import RecordBatch
 from zbroker.wire.messages import EARLIEST, LATEST
 
-K = TypeVar("K")
-V = TypeVar("V")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    K = TypeVarWithDefault("K", default=Any)
+    V = TypeVarWithDefault("V", default=Any)
+else:
+    # Type checkers know defaults (PEP 696), Python 3.11 does not.
+    K = TypeVar("K")
+    V = TypeVar("V")
 T = TypeVar("T")
 
 Partition: TypeAlias = TopicPartition | tuple[str, int]

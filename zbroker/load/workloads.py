@@ -82,7 +82,7 @@ def produce(
     spent_s = 0.0
     with Producer(settings or {}, bootstrap_servers=bootstrap_servers) as producer:
         producer.partitions_for(topic)
-        send = producer.sender(topic) if mode == "sender" else producer.send
+        emit = producer.sender(topic)
         left = records
         while left:
             values = fresh_values(min(left, _CHUNK_RECORDS), size_bytes)
@@ -92,9 +92,9 @@ def produce(
                 future.add_done_callback(_stamp(latency))
             elif mode == "sender":
                 for value in values:
-                    send(value)
+                    emit(value)
             else:
-                last = None
+                last, send = None, producer.send
                 for value in values:
                     last = send(topic, value)
                 assert last is not None
@@ -133,9 +133,9 @@ def consume(
         if mode == "batches":
             for batch in consumer.batches(timeout_ms=1000):
                 values = batch.values()
-                got += batch.count
+                got += len(batch)
                 size_bytes += len(values.data)
-                advance(batch.count)
+                advance(len(batch))
                 if got >= wanted:
                     break
         else:
