@@ -333,7 +333,7 @@ def test_t41_lanes_of_killed_clients_are_drained_and_given_back(worker: Scripted
         child = subprocess.run(program, env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
         assert child.returncode == -9
     wait_for_lane_bytes(worker, alive.lane.size_bytes)
-    assert len(os.listdir(fd_dir)) == before
+    assert len(os.listdir(fd_dir)) <= before
     assert alive.produce([b"x"]).produced()[0] == 5 * 10 * 5
     alive.close()
 
