@@ -29,11 +29,14 @@ COMMANDS: Final = {
     "offsets": ("zbroker.cli.offsets:offsets", "Show the offsets of a topic's partitions."),
     "log": ("zbroker.cli.log:log", "Look at log files, with the broker up or down."),
     "config": ("zbroker.cli.config:config", "Show, explain and check settings."),
-    "doctor": ("zbroker.cli.doctor:doctor", "Check the host and the settings."),
     "bench": ("zbroker.cli.bench:bench", "Measure this broker on this machine."),
     "demo": ("zbroker.cli.demo:demo", "Send real lines through a broker, and check every one."),
     "completion": ("zbroker.cli.completion:completion", "Print the shell's completion script."),
 }
+
+
+class PipeClosed(Exception):  # noqa: N818 - nothing is wrong: `head` has enough
+    """Who read the output has left."""
 
 
 class LazyGroup(click.Group):
@@ -60,6 +63,13 @@ class LazyGroup(click.Group):
             close = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
             raise click.UsageError(f"no command {args[0]!r}" + (f"; did you mean {close[0]!r}?" if close else ""), ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. That its output's reader left is told apart here: click would call it an error."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise PipeClosed from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
@@ -93,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else OK
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read has enough. The interpreter would complain again when it flushes at its end.
+    except (PipeClosed, BrokenPipeError):
+        # The interpreter would complain again when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except click.ClickException as error:

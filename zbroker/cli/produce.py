@@ -89,14 +89,15 @@ def produce(
     style = Style(key_bytes, separator.encode() if separator else None, pairs, lines_are_json, empty_is_null)
     given = {"compression_type": compress, "acks": acks}
     settings = {name: value for name, value in given.items() if value is not None}
-    started_s = time.monotonic()
     with (
         _open(file) as (source, total),
         options.producer(**settings) as producer,
         progress(options, f"Producing {topic}", total, unit="bytes") as advance,
     ):
+        started_s = time.monotonic()
         sent = _send(producer, topic, partition, source, style, advance)
-    _summarize(options, topic, sent, time.monotonic() - started_s)
+        spent_s = time.monotonic() - started_s
+    _summarize(options, topic, sent, spent_s)
 
 
 @contextmanager
