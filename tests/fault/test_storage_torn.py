@@ -285,6 +285,24 @@ def test_a_start_checks_only_what_lies_behind_the_recovery_point(tmp_path: Path)
     log.close()
 
 
+def test_an_allocated_tail_that_somebody_has_read_is_not_a_tear(tmp_path: Path) -> None:
+    """On ext4 allocated pages count as data once they are in the page cache."""
+    log = open_log(tmp_path / "p", segment_bytes=1 << 24)
+    written = [append(log, 3, size_bytes=30_000) for _ in range(20)]
+    kill(log)
+    path = log_files(tmp_path / "p")[0]
+    assert path.stat().st_size > sum(map(len, written)) + 100_000
+    path.read_bytes()
+    log = open_log(tmp_path / "p", segment_bytes=1 << 24)
+    assert not log.recovery.was_torn
+    log.close()
+    path.read_bytes()
+    log = open_log(tmp_path / "p", segment_bytes=1 << 24)
+    assert log.recovery.is_clean
+    assert batches_of(log) == written
+    log.close()
+
+
 def test_recovering_twice_gives_the_same_bytes(copy: Copy) -> None:
     for cut in range(0, len(copy.logs[1]), 41):
         directory = lay_out(copy, copy.logs[0], copy.logs[1][:cut] + b"\xff" * 50)

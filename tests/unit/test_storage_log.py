@@ -230,6 +230,32 @@ def test_a_flush_in_another_thread_covers_what_came_before_it(tmp_path: Path) ->
     log.close()
 
 
+def test_a_flush_of_very_many_segments_goes_in_parts(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "p", segment_bytes=4096)
+    for _ in range(140):
+        append(log, 1, size_bytes=4_000)
+    assert log.segment_count > 130
+    job = log.begin_flush()
+    job.run()
+    assert 0 < log.finish_flush(job) < log.log_end
+    assert log.flush_due(0)
+    assert log.flush() == log.durable_end == log.log_end
+    log.close()
+
+
+def test_a_roll_without_an_append_is_closed_cleanly_too(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "p")
+    written = fill(log, 5)
+    log.close()
+    log = open_log(tmp_path / "p")
+    log.roll()
+    log.close()
+    log = open_log(tmp_path / "p")
+    assert (log.recovery.is_clean, log.segment_count) == (True, 2)
+    assert batches_of(log) == written
+    log.close()
+
+
 def test_a_copy_can_be_deleted(tmp_path: Path) -> None:
     log = open_log(tmp_path / "p")
     fill(log, 60)

@@ -179,6 +179,13 @@ class Files:
                 return position
             _raise(error, "lseek")
 
+    def expect_random_reads(self, fd: int, expect: bool) -> None:
+        """Whether the kernel shall read nothing ahead of what is asked for. A hint."""
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM if expect else os.POSIX_FADV_NORMAL)
+        except OSError:
+            pass
+
     def sync_file_range(self, fd: int, position: int, size_bytes: int) -> None:
         """Start the write-back of a range. A hint: an error of the device shows at the next fdatasync."""
         try:

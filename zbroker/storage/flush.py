@@ -7,22 +7,36 @@ raises it, and the copy is done for, because after a failed sync the kernel call
 
 from __future__ import annotations
 
+from typing import Final
+
 from zbroker.errors import BrokerError, TooManyOpenFilesError
 from zbroker.storage.epochs import Epochs
 from zbroker.storage.files import Files
+
+FLUSH_SEGMENTS_MAX: Final = 64  # each takes a descriptor until the job has run
 
 
 class FlushJob:
     """Make a log durable up to `end_offset`. Use it once: `run`, then `Log.finish_flush`."""
 
-    def __init__(self, files: Files, fds: list[int], epochs: Epochs | None, *, end_offset: int, began_ns: int) -> None:
+    def __init__(self, files: Files, epochs: Epochs | None, *, end_offset: int, began_ns: int) -> None:
         self.end_offset = end_offset
         self.began_ns = began_ns
         self.error: BrokerError | None = None
         self.epochs_version = -1
         self._epochs = epochs
         self._files = files
-        self._fds = fds
+        self._fds: list[int] = []
+
+    def add(self, fd: int, end_offset: int) -> None:
+        """Sync this file too; it reaches up to `end_offset`. Raises TooManyOpenFilesError, and the job is void then."""
+        try:
+            self._fds.append(self._files.duplicate(fd))
+        except BrokerError:
+            for taken in self._fds:
+                self._files.close(taken)
+            raise
+        self.end_offset = end_offset
 
     def run(self) -> None:
         """Sync, in any thread. Returns when the bytes are on the device, or `error` says why not."""

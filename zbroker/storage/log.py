@@ -15,8 +15,8 @@ does. Not thread-safe, but for `FlushJob.run` and `unlink_deleted`.
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 from zbroker.clock import NS_PER_MS, Clock
 from zbroker.config.schema import TopicConfig
@@ -25,7 +25,7 @@ from zbroker.record.layout import LOG_OVERHEAD, BatchHeader
 from zbroker.storage.checkpoint import Positions, remove_marker, write_marker
 from zbroker.storage.epochs import Epochs
 from zbroker.storage.files import Buffer, Files
-from zbroker.storage.flush import FlushJob
+from zbroker.storage.flush import FLUSH_SEGMENTS_MAX, FlushJob
 from zbroker.storage.handles import Handles
 from zbroker.storage.index_pair import NO_TIMESTAMP
 from zbroker.storage.layout import CleanMarker
@@ -132,7 +132,7 @@ class Log:
 
     @property
     def segment_count(self) -> int:
-        """Segments, the active one included."""
+        """Segments."""
         return len(self._segments)
 
     @property
@@ -158,7 +158,7 @@ class Log:
         DiskFullError, TooManyOpenFilesError or StorageError with nothing changed; the first two may pass by themselves.
         """
         if self.failure is not None:
-            self._refuse()
+            self._check_usable()
         base_offset, length, epoch, last_delta, max_timestamp = _STAMPED.unpack_from(batch)
         size_bytes = length + LOG_OVERHEAD
         assert base_offset == self.log_end, f"a batch stamped {base_offset} where {self.log_end} comes next"
@@ -208,14 +208,13 @@ class Log:
     def roll(self) -> Segment:
         """Seal the active segment and begin another at `log_end`. An empty one stays. On an error nothing changed."""
         segment = self._segments.roll()
-        self._must_sync_names = True
+        self._must_sync_names, self._is_marked = True, False
         return segment
 
     # --- read --------------------------------------------------------------------------------------------------------
 
     def _segment_of(self, offset: int) -> Segment:
-        if self.failure is not None:
-            self._refuse()
+        self._check_usable()
         if not self.log_start <= offset <= self.log_end:
             raise OffsetOutOfRangeError(f"offset {offset} is not in {self.log_start} to {self.log_end}")
         return self._segments.of(offset)
@@ -240,8 +239,7 @@ class Log:
 
         Exact but for compressed batches and Kafka's rows, where it may be up to one batch early, never late.
         """
-        if self.failure is not None:
-            self._refuse()
+        self._check_usable()
         for segment in self._segments:
             if segment.next_offset > self.log_start and segment.timestamp_max >= timestamp_ms:
                 found = segment.find_time(timestamp_ms, max(self.log_start, segment.base_offset))
@@ -261,27 +259,23 @@ class Log:
         return 0 < count <= self.unflushed_records or 0 <= age_ms * NS_PER_MS <= now_ns - self.unflushed_since_ns
 
     def begin_flush(self) -> FlushJob:
-        """A job that makes everything appended so far durable: run it in any thread, then `finish_flush` here."""
-        if self.failure is not None:
-            self._refuse()
+        """A job that makes durable what was appended so far, or the oldest part of it where very many segments wait.
+
+        Run it in any thread, then give it to `finish_flush` here."""
+        self._check_usable()
         self.epochs.save()
-        fds: list[int] = []
-        try:
-            for segment in self._segments:
-                if segment.next_offset > self.durable_end:
-                    fds.append(self._files.duplicate(segment.store.fd()))
-        except BrokerError:
-            for fd in fds:
-                self._files.close(fd)
-            raise
         epochs = None if self.epochs.is_durable else self.epochs
-        return FlushJob(self._files, fds, epochs, end_offset=self.log_end, began_ns=self._clock.now_ns())
+        job = FlushJob(self._files, epochs, end_offset=self.durable_end, began_ns=self._clock.now_ns())
+        waiting = (segment for segment in self._segments if segment.next_offset > self.durable_end)
+        for segment in islice(waiting, FLUSH_SEGMENTS_MAX):
+            job.add(segment.store.fd(), segment.next_offset)
+        return job
 
     def finish_flush(self, job: FlushJob) -> int:
         """Take a job's result and return `durable_end`. Its error is fatal: every call raises it from now on."""
         if job.error is not None:
             self.failure = job.error
-            self._refuse()
+            self._check_usable()
         self.epochs.note_synced(job.epochs_version)
         if job.end_offset > self.durable_end:
             self.durable_end = job.end_offset
@@ -291,9 +285,11 @@ class Log:
 
     def flush(self) -> int:
         """fdatasync what was appended and return the offset up to which the log is durable. An error is fatal."""
-        job = self.begin_flush()
-        job.run()
-        return self.finish_flush(job)
+        while True:
+            job = self.begin_flush()
+            job.run()
+            if self.finish_flush(job) == self.log_end:
+                return self.durable_end
 
     def save_high_watermark(self, high_watermark: int) -> None:
         """Remember the high watermark for the next start: damage below it will be taken for damage, not for a tear."""
@@ -308,15 +304,15 @@ class Log:
         except (DiskFullError, TooManyOpenFilesError):
             pass  # the older positions stay true; the next save comes soon
 
-    def _refuse(self) -> NoReturn:
-        raise StorageError(f"{self.directory} is out of use since: {self.failure}") from self.failure
+    def _check_usable(self) -> None:
+        if self.failure is not None:
+            raise StorageError(f"{self.directory} is out of use since: {self.failure}") from self.failure
 
     # --- retention ---------------------------------------------------------------------------------------------------
 
     def retain(self, now_ms: int, high_watermark: int) -> int:
         """Roll a segment that is too old, delete what the topic's settings let go, and return the log start."""
-        if self.failure is not None:
-            self._refuse()
+        self._check_usable()
         config, active = self._segments.config, self._segments.active
         try:
             if active.first_timestamp != NO_TIMESTAMP and now_ms - active.first_timestamp > config.segment_ms:
@@ -328,6 +324,7 @@ class Log:
 
     def truncate_before(self, offset: int) -> int:
         """Delete records below `offset`, and return the log start. Raises OffsetOutOfRangeError behind the log end."""
+        self._check_usable()
         if offset > self.log_end:
             raise OffsetOutOfRangeError(f"offset {offset} lies behind the log end {self.log_end}")
         if offset > self.log_start:

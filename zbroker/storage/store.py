@@ -22,6 +22,8 @@ from zbroker.storage.layout import PAGE_BYTES, SEAL_MARGIN_BYTES
 GROWTH_FIRST_BYTES: Final = 64 << 10
 GROWTH_MAX_BYTES: Final = 64 << 20
 GROWTH_MAX_TMPFS_BYTES: Final = 2 << 20
+_PROBE_BYTES: Final = 64 << 10
+_PROBE_ZEROS: Final = bytes(_PROBE_BYTES)
 PUSH_BYTES: Final = 16 << 20  # dirty pages are pushed out in pieces of this size, before the kernel stops the writer
 
 
@@ -155,12 +157,19 @@ class Store:
         """Whether anything but zeros was written behind a position."""
         fd = self._handles.fd(self)
         size_bytes = self._files.size_bytes(fd)
-        if size_bytes <= end:
+        # Allocated pages that a read has brought into the page cache count as data for the kernel, so they are compared
+        # with zeros; and the reads must not bring in more of them.
+        self._files.expect_random_reads(fd, True)
+        try:
+            position: int | None = end
+            while position is not None and position < size_bytes:
+                chunk = self._files.pread(fd, min(_PROBE_BYTES, size_bytes - position), position)
+                if chunk != _PROBE_ZEROS[: len(chunk)]:
+                    return True
+                position = self._files.next_data(fd, position + len(chunk)) if chunk else None
             return False
-        boundary = min(page_up(end), size_bytes)
-        if any(self._files.pread(fd, boundary - end, end)):
-            return True
-        return boundary < size_bytes and self._files.next_data(fd, boundary) is not None
+        finally:
+            self._files.expect_random_reads(fd, False)
 
     def seal(self) -> None:
         """Give back what was allocated ahead, but for zeros that show readers where the segment ends."""
