@@ -61,13 +61,13 @@ class ServedLane:
         "_bell",
         "_lane",
         "_needs_bell",
-        "_outbox",
         "broken",
         "client_pid",
         "client_uid",
         "is_mute",
         "is_open",
         "is_visited",
+        "outbox",
         "pidfd",
         "requests",
         "visited_ns",
@@ -75,7 +75,7 @@ class ServedLane:
 
     def __init__(self, opened: OpenedLane, pidfd: int) -> None:
         self._lane = opened.lane
-        self._outbox: deque[Sequence[Frame]] = deque()
+        self.outbox: deque[Sequence[Frame]] = deque()
         self._bell = Bell(opened.client_bell_fd, opened.lane.number, opened.lane.words, layout.L_CLIENT_SLEEP_SEQ)
         self._needs_bell = False
         self.requests = opened.lane.requests
@@ -101,7 +101,7 @@ class ServedLane:
     @property
     def is_backed_up(self) -> bool:
         """Whether replies wait for the client to read its ring."""
-        return bool(self._outbox)
+        return bool(self.outbox)
 
     @property
     def is_closed_by_peer(self) -> bool:
@@ -112,10 +112,10 @@ class ServedLane:
         """Write a reply, or keep it until there is room. Outside a visit a client that sleeps is woken at once."""
         if not self.is_open or self.is_mute:
             return
-        if not self._outbox:
+        if not self.outbox:
             self._write(frames)
-        elif len(self._outbox) < OUTBOX_REPLIES_MAX:
-            self._outbox.append(frames)
+        elif len(self.outbox) < OUTBOX_REPLIES_MAX:
+            self.outbox.append(frames)
         else:
             self.broken = InvalidRequestError(f"{OUTBOX_REPLIES_MAX} replies wait for a client that does not read them")
         if not self.is_visited:
@@ -130,10 +130,10 @@ class ServedLane:
     def flush(self) -> bool:
         """Write replies that waited. Returns whether all are out."""
         try:
-            while self._outbox:
-                if not self._lane.replies.try_write(self._outbox[0]):
+            while self.outbox:
+                if not self._lane.replies.try_write(self.outbox[0]):
                     return False
-                self._outbox.popleft()
+                self.outbox.popleft()
                 self._needs_bell = True
         except BrokerError as error:
             self.broken = error
@@ -145,12 +145,12 @@ class ServedLane:
     def mute(self) -> None:
         """Nobody reads any more: drop replies, those that wait too."""
         self.is_mute = True
-        self._outbox.clear()
+        self.outbox.clear()
 
     def close(self) -> None:
         """Give back memory and descriptors; later replies are dropped."""
         self.is_open = False
-        self._outbox.clear()
+        self.outbox.clear()
         self._lane.close()
         os.close(self._bell.write_fd)
         os.close(self.pidfd)
@@ -159,10 +159,10 @@ class ServedLane:
         self._needs_bell = True
         try:
             if not self._lane.replies.try_write(frames):
-                self._outbox.append(frames)
+                self.outbox.append(frames)
         except MessageSizeTooLargeError as error:
             refusal = (pack_reply(unpack_header(frames[0]), error.code), error.message.encode())
-            self._outbox.append(refusal)
+            self.outbox.append(refusal)
             self.flush()
         except BrokerError as error:
             self.broken = error
@@ -275,12 +275,12 @@ class Lanes:
     def _visit_one(self, served: ServedLane) -> int:
         count = 0
         room_bytes = VISIT_BYTES_MAX
-        take = served.requests.take
+        take, outbox = served.requests.take, served.outbox
         handle, uid = self._handle, served.client_uid
         served.is_visited = True
         served.visited_ns = self._clock.now_ns()
         try:
-            while count < VISIT_MESSAGES_MAX and room_bytes > 0 and not served.is_backed_up:
+            while count < VISIT_MESSAGES_MAX and room_bytes > 0 and not outbox:
                 frames = take()
                 if frames is None:
                     break

@@ -148,7 +148,8 @@ class Leader:
             return
         request.batch = (batch, found)
         request.body = ()
-        self.handle(ev.Produce(request, header.acks, header.leader_epoch))
+        event = ev.Produce(request, header.acks, header.leader_epoch)
+        self._perform(self._core.handle(event, self._host.clock.now_ns()))
 
     def save_high_watermark(self) -> None:
         """Write the high watermark to the copy's checkpoint, if it has moved since the last time."""
@@ -267,11 +268,9 @@ class Leader:
         counts.records_in += count
         counts.bytes_in += size_bytes
         counts.batches_in += 1
-        self._perform(
-            self._core.handle(
-                ev.Appended(request, effect.acks, effect.base_offset, effect.base_offset + count), host.clock.now_ns()
-            )
-        )
+        base_offset = effect.base_offset
+        appended = ev.Appended(request, effect.acks, base_offset, base_offset + count)
+        self._perform(self._core.handle(appended, self.log.last_append_ns))
 
     def _append_failed(self, request: Request, error: BrokerError) -> None:
         self.handle(ev.AppendFailed(request, error))
