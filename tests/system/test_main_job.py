@@ -1,4 +1,4 @@
-"""The main job and the benchmarks, in small: they run, and what they report is right. Their speed is not judged here."""
+"""The main job and the benchmarks, in small: they run, and what they report is right. Speed is not judged here."""
 
 from __future__ import annotations
 
