@@ -231,8 +231,8 @@ def recover(options: Options, path: Path, yes: bool) -> int:
         documents.append({"directory": str(report.directory), **found._asdict()})
         if not options.is_json:
             click.echo(
-                f"{report.directory}: offsets {found.log_start} to {found.log_end}; {found.records_lost:,} records that "
-                f"were acknowledged are gone"
+                f"{report.directory}: offsets {found.log_start} to {found.log_end}; "
+                f"{found.records_lost:,} acknowledged records are gone"
             )
     if options.is_json:
         print_json(documents)

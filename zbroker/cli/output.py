@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 
@@ -51,7 +51,11 @@ def print_table(options: Options, columns: Sequence[str], rows: Sequence[Sequenc
         table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_for_people(column, cell) for column, cell in zip(columns, row, strict=True)))
-    Console(no_color=options.no_color, highlight=False).print(table)
+    Console(color_system=_colors(options), highlight=False).print(table)
+
+
+def _colors(options: Options) -> Literal["auto"] | None:
+    return None if options.no_color else "auto"
 
 
 def _for_people(column: str, cell: Cell) -> str:
@@ -95,7 +99,7 @@ def progress(
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True, no_color=options.no_color), transient=True) as bars:
+        with Progress(console=Console(stderr=True, color_system=_colors(options)), transient=True) as bars:
             task = bars.add_task(what, total=total)
             yield lambda amount: bars.advance(task, amount)
     else:
