@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, TimeoutError_
 from zbroker.record.records import Header, RecordMetadata
@@ -98,14 +100,11 @@ class Batch:
                 raise TimeoutError_(f"not acknowledged within {timeout} s", hint="delivery_timeout_ms bounds it")
 
 
-class SendFuture:
-    """The outcome of one `send`. It has no thread or lock of its own."""
+class SendFuture(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """The outcome of one `send`. It has no thread or lock of its own; a struct, because one is made for each record."""
 
-    __slots__ = ("_batch", "_index")
-
-    def __init__(self, batch: Batch, index: int) -> None:
-        self._batch = batch
-        self._index = index
+    _batch: Batch
+    _index: int
 
     def result(self, timeout: float | None = None) -> RecordMetadata:
         """Wait for the acknowledgement; `timeout` in seconds. Raises the delivery's error or TimeoutError_."""
