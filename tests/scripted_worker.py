@@ -25,7 +25,9 @@ from zbroker import ids
 from zbroker.config.paths import make_directories, paths_for
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import error_for
+from zbroker.record.batch import batches_in, check_batch
 from zbroker.record.columns import encode_columns
+from zbroker.record.view import RecordBatch
 from zbroker.shm import layout
 from zbroker.shm.board_reader import BoardReader, find_boards
 from zbroker.shm.doorbell import Bell, Doorbell, Sleeper
@@ -35,6 +37,8 @@ from zbroker.transport.sockets import Context, RouterSocket
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import PEER, PRODUCED, REPLY, WAITED, Api, Header, pack_reply, pack_request, unpack_header
 from zbroker.wire.messages import (
+    FetchPartition,
+    FetchRequest,
     Grant,
     Granted,
     LaneOffer,
@@ -93,6 +97,25 @@ class Answer:
         return base_offset, append_time_ms, log_start
 
 
+def fetch_body(
+    offset: int, *, max_wait_ms: int = 0, min_bytes: int = 1, max_bytes: int = 1 << 20, **where: int
+) -> bytes:
+    """A FETCH of one partition."""
+    one = FetchPartition(where.get("topic_id", 1), where.get("partition", 0), offset, max_bytes)
+    return encode(FetchRequest(max_wait_ms, min_bytes, max_bytes, [one]))
+
+
+def values_of(answer: Answer) -> list[bytes]:
+    """The values of a fetch's batches, each batch checked."""
+    body = answer.checked()[1]
+    found: list[bytes] = []
+    for position, header in batches_in(body):
+        view = memoryview(body)[position : position + header.size_bytes]
+        assert check_batch(view, size_bytes_max=1 << 20, records_max=10_000)
+        found += [bytes(value) for value in RecordBatch("topic-1", 0, view).values()]
+    return found
+
+
 class ScriptedWorker:
     """A worker process and the script's end of its connection. A context manager: `with` starts it."""
 
@@ -103,6 +126,7 @@ class ScriptedWorker:
         self._program = program
         self.router_incarnation = ids.own_incarnation()
         self.hello_count = 0
+        self.register_error = 0
         self._is_temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix=f"zbt-{os.getpid()}-", dir="/dev/shm"))
         tree = {"broker": {"data_dir": f"{self.directory}/data", "run_dir": f"{self.directory}/run"}, **(config or {})}
@@ -210,7 +234,10 @@ class ScriptedWorker:
             self._send([routing_id, pack_reply(header), encode(ProcessWelcome(self.router_incarnation))])
         elif header.api == Api.REGISTER:
             self.registered = decode(Register, body[0])
-            self._send([routing_id, pack_reply(header), encode(Registered("test", ids.own_incarnation()))])
+            if self.register_error:
+                self._send([routing_id, pack_reply(header, self.register_error), b"refused by the test"])
+            else:
+                self._send([routing_id, pack_reply(header), encode(Registered("test", ids.own_incarnation()))])
 
     def _send(self, frames: list[bytes]) -> None:
         deadline = time.monotonic() + DEADLINE_S

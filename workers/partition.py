@@ -120,6 +120,7 @@ class Worker:
         }
         self._is_registered = False
         self._is_registering = False
+        self._replaced_by: StaleIncarnationError | None = None
         self._link = RouterLink(
             role.loop,
             role.clock,
@@ -132,11 +133,11 @@ class Worker:
         )
 
     def run(self) -> None:
-        """Serve until the role is asked to end, then answer what is there and close every copy."""
+        """Serve until the role is asked to end. Raises StaleIncarnationError when another process took its place."""
         role, lanes = self._role, self._lanes
         role.set_running()
         next_turn_ns = 0
-        while not role.is_stopping:
+        while not role.is_stopping and self._replaced_by is None:
             work = lanes.visit()
             if work:
                 self._spin.note_work()
@@ -150,6 +151,8 @@ class Worker:
                 role.turn(self._sleep_ms())
             if len(self._waits):
                 self._waits.expire(self._clock.now_ns())
+        if self._replaced_by is not None:
+            raise self._replaced_by
 
     def close(self) -> None:
         """Answer what was asked, let the disk finish, close every copy, give back lanes and sockets."""
@@ -237,14 +240,14 @@ class Worker:
     def _registered(self, error: BrokerError | None, body: bytes) -> None:
         self._is_registering = False
         if isinstance(error, StaleIncarnationError):
-            raise error
-        if error is not None:
+            self._replaced_by = error
+        elif error is not None:
             self._role.loop.call_after(REGISTER_INTERVAL_MS, self._register)
-            return
-        coordinator = decode(Registered, body).coordinator_incarnation
-        if not self._is_registered:
-            self._role.log.info("registered", extra={"coordinator": f"{coordinator:x}"})
-        self._is_registered = True
+        else:
+            coordinator = decode(Registered, body).coordinator_incarnation
+            if not self._is_registered:
+                self._role.log.info("registered", extra={"coordinator": f"{coordinator:x}"})
+            self._is_registered = True
 
     def _sleep_ms(self) -> float:
         if self._lanes.has_backlog:

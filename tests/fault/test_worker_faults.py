@@ -20,9 +20,11 @@ from zbroker import ids
 from zbroker.errors import (
     CODES,
     BrokerError,
+    CoordinatorNotAvailableError,
     DiskFullError,
     InvalidRequestError,
     LaneRefusedError,
+    StaleIncarnationError,
     StorageError,
     TooManyOpenFilesError,
 )
@@ -31,7 +33,7 @@ from zbroker.record.view import RecordBatch
 from zbroker.shm.board_reader import find_boards
 from zbroker.wire.codec import encode
 from zbroker.wire.layout import Api
-from zbroker.wire.messages import FetchPartition, FetchReply, FetchRequest, OpenLane
+from zbroker.wire.messages import Announce, FetchPartition, FetchReply, FetchRequest, OpenLane
 
 FAULTY = """
 import os, sys, msgspec
@@ -343,3 +345,28 @@ def test_a_full_dev_shm_refuses_a_lane_with_a_typed_error() -> None:
     with ScriptedWorker({"limits": {"lane_bytes_max": 64 << 20, "lane_bytes_total_max": 1 << 50}}) as worker:
         refused = worker.call(Api.OPEN_LANE, encode(OpenLane(1 << 46, 4096)))
         assert error_of(refused) is LaneRefusedError
+
+
+def test_a_worker_that_another_one_has_replaced_ends() -> None:
+    with ScriptedWorker() as worker:
+        worker.grant()
+        worker.register_error = StaleIncarnationError.code
+        worker.ask(Api.ANNOUNCE, encode(Announce(1)))
+        process = worker.process
+        assert process is not None
+        with pytest.raises(AssertionError, match="the worker ended"):
+            worker.pump_until(lambda: False)
+        assert process.wait(20) == 70
+        assert "StaleIncarnationError" in worker.log
+
+
+def test_a_registration_that_nobody_takes_is_repeated_until_somebody_does() -> None:
+    with ScriptedWorker() as worker:
+        worker.kill()
+        worker.register_error = CoordinatorNotAvailableError.code
+        worker.start()
+        worker.registered = None
+        worker.pump_until(lambda: worker.registered is not None)
+        worker.register_error = 0
+        worker.pump_until(lambda: "registered" in worker.log.splitlines()[-1])
+        assert worker.grant().results[0].error == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conditions import wait_until
-from tests.scripted_worker import Answer, LaneClient, ScriptedWorker, batch_of
+from tests.scripted_worker import LaneClient, ScriptedWorker, batch_of, fetch_body, values_of
 from zbroker.errors import (
     CODES,
     CorruptRecordError,
@@ -21,9 +21,8 @@ from zbroker.errors import (
     RecordListTooLargeError,
     UnknownLeaderEpochError,
 )
-from zbroker.record.batch import batches_in, check_batch, read_header
+from zbroker.record.batch import batches_in, read_header
 from zbroker.record.layout import MAGIC_COLUMNS
-from zbroker.record.view import RecordBatch
 from zbroker.shm.layout import CellState, Counter, ProcessState
 from zbroker.wire.codec import encode
 from zbroker.wire.layout import Api
@@ -37,10 +36,13 @@ from zbroker.wire.messages import (
     FetchPartition,
     FetchReply,
     FetchRequest,
+    Grant,
+    Granted,
     ListOffsetsReply,
     ListOffsetsRequest,
     LowWatermark,
     OffsetQuery,
+    PartitionGrant,
     Reconfigure,
     Revocation,
     Revoke,
@@ -51,23 +53,6 @@ from zbroker.wire.messages import (
 def worker() -> Iterator[ScriptedWorker]:
     with ScriptedWorker() as started:
         yield started
-
-
-def fetch_body(
-    offset: int, *, max_wait_ms: int = 0, min_bytes: int = 1, max_bytes: int = 1 << 20, **where: int
-) -> bytes:
-    one = FetchPartition(where.get("topic_id", 1), where.get("partition", 0), offset, max_bytes)
-    return encode(FetchRequest(max_wait_ms, min_bytes, max_bytes, [one]))
-
-
-def values_of(answer: Answer) -> list[bytes]:
-    body = answer.checked()[1]
-    found: list[bytes] = []
-    for position, header in batches_in(body):
-        view = memoryview(body)[position : position + header.size_bytes]
-        assert check_batch(view, size_bytes_max=1 << 20, records_max=10_000)
-        found += [bytes(value) for value in RecordBatch("topic-1", 0, view).values()]
-    return found
 
 
 def ways(worker: ScriptedWorker) -> dict[str, Any]:
@@ -314,8 +299,6 @@ def test_revocation_closes_the_copy_ends_waits_and_can_delete_the_files(worker: 
 
 
 def test_many_partitions_in_one_grant_are_all_led(worker: ScriptedWorker) -> None:
-    from zbroker.wire.messages import Grant, Granted, PartitionGrant
-
     grants = [
         PartitionGrant(1, number, "t", 1, str(worker.copy_directory(1, number)), 1, 0, {}) for number in range(64)
     ]
