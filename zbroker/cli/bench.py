@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
 import msgspec
 
+from zbroker.cli.options import Options, pass_options, shared_options
+from zbroker.cli.output import print_json
 from zbroker.load import workloads
 from zbroker.load.workloads import Result
 
@@ -24,8 +25,8 @@ def bench() -> None:
 
 
 @contextmanager
-def _broker(context: click.Context, workers: int) -> Iterator[str]:
-    given = (context.find_root().params or {}).get("bootstrap_servers")
+def _broker(options: Options, workers: int) -> Iterator[str]:
+    given = options.where()
     if given:
         yield given
         return
@@ -48,7 +49,8 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Workers of its broker."
         ),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+        shared_options,
+        pass_options,
     )
     for decorate in reversed(decorators):
         command = decorate(command)
@@ -60,12 +62,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--mode", default="send", show_default=True, type=click.Choice(["send", "sender", "send_many"]))
 @click.option("--acks", default="all", show_default=True, type=click.Choice(["0", "1", "all", "fsync"]))
 @click.option("--compress", default="none", show_default=True, type=click.Choice(["none", "lz4", "gzip", "zstd"]))
-@click.pass_context
-def produce(context: click.Context, /, mode: str, acks: str, compress: str, **options: object) -> None:
+def produce(options: Options, /, mode: str, acks: str, compress: str, **given: object) -> None:
     """Records and megabytes a second that are acknowledged."""
-    spec = msgspec.convert(options, _Options)
+    spec = _Spec(**given, options=options)  # type: ignore[arg-type]
     settings: dict[str, object] = {"acks": acks, "compression_type": compress}
-    with _broker(context, spec.workers) as servers, _bar("Producing", spec) as advance:
+    with _broker(options, spec.workers) as servers, _bar("Producing", spec) as advance:
         _make_topic(servers, spec)
         _show(spec, [_produce(servers, spec, mode, settings, advance)])
 
@@ -73,11 +74,10 @@ def produce(context: click.Context, /, mode: str, acks: str, compress: str, **op
 @bench.command()
 @_options
 @click.option("--mode", default="records", show_default=True, type=click.Choice(["records", "batches"]))
-@click.pass_context
-def consume(context: click.Context, /, mode: str, **options: object) -> None:
+def consume(options: Options, /, mode: str, **given: object) -> None:
     """Records and megabytes a second that one consumer reads."""
-    spec = msgspec.convert(options, _Options)
-    with _broker(context, spec.workers) as servers:
+    spec = _Spec(**given, options=options)  # type: ignore[arg-type]
+    with _broker(options, spec.workers) as servers:
         _make_topic(servers, spec)
         with _bar("Filling", spec) as advance:
             _produce(servers, spec, "send_many", {}, advance)
@@ -90,13 +90,12 @@ def consume(context: click.Context, /, mode: str, **options: object) -> None:
 @bench.command()
 @_options
 @click.option("--transport", default="auto", show_default=True, type=click.Choice(["auto", "shm", "zmq"]))
-@click.pass_context
-def latency(context: click.Context, /, transport: str, **options: object) -> None:
+def latency(options: Options, /, transport: str, **given: object) -> None:
     """Acknowledgement of one record, and one record to a sleeping consumer."""
-    spec = msgspec.convert(options, _Options)
+    spec = _Spec(**given, options=options)  # type: ignore[arg-type]
     rounds = min(spec.records, 5_000)
     settings: dict[str, object] = {"transport": transport}
-    with _broker(context, spec.workers) as servers:
+    with _broker(options, spec.workers) as servers:
         _make_topic(servers, spec)
         acknowledged = workloads.acknowledge_latency(
             servers, spec.topic, rounds=rounds, size_bytes=spec.size, settings=settings
@@ -105,17 +104,17 @@ def latency(context: click.Context, /, transport: str, **options: object) -> Non
         _show(spec, [acknowledged, delivered])
 
 
-class _Options(msgspec.Struct):
+class _Spec(msgspec.Struct):
     topic: str
     records: int
     size: int
     partitions: int
     workers: int
-    as_json: bool
+    options: Options
 
 
 def _produce(
-    servers: str, spec: _Options, mode: str, settings: dict[str, object], advance: Callable[[int], None]
+    servers: str, spec: _Spec, mode: str, settings: dict[str, object], advance: Callable[[int], None]
 ) -> Result:
     how: workloads.ProduceMode = "send_many" if mode == "send_many" else "sender" if mode == "sender" else "send"
     return workloads.produce(
@@ -123,7 +122,7 @@ def _produce(
     )
 
 
-def _make_topic(servers: str, spec: _Options) -> None:
+def _make_topic(servers: str, spec: _Spec) -> None:
     from zbroker.client.admin import AdminClient, NewTopic
     from zbroker.errors import TopicAlreadyExistsError
 
@@ -135,8 +134,8 @@ def _make_topic(servers: str, spec: _Options) -> None:
 
 
 @contextmanager
-def _bar(what: str, spec: _Options) -> Iterator[Callable[[int], None]]:
-    if spec.as_json or not sys.stderr.isatty():
+def _bar(what: str, spec: _Spec) -> Iterator[Callable[[int], None]]:
+    if not spec.options.shows_progress:
         yield lambda _: None
         return
     from rich.console import Console
@@ -147,9 +146,9 @@ def _bar(what: str, spec: _Options) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _show(spec: _Options, results: list[Result]) -> None:
-    if spec.as_json:
-        click.echo(msgspec.json.encode([result.as_row() for result in results]))
+def _show(spec: _Spec, results: list[Result]) -> None:
+    if spec.options.is_json:
+        print_json([result.as_row() for result in results])
         return
     for result in results:
         line = f"{result.workload}: {result.records:,} records, {result.records_per_s:,.1f} records/sec"

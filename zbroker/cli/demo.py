@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import click
 import msgspec
 
+from zbroker.cli.options import Options, pass_options, shared_options
+from zbroker.cli.output import print_json
 from zbroker.load.demo import DemoError, Report, run_demo
 from zbroker.load.demo_process import Progress
 from zbroker.load.inputs import standard_library_files
+
+_CHECK_FAILED: Final = 4
 
 
 @click.command()
@@ -19,8 +23,9 @@ from zbroker.load.inputs import standard_library_files
 @click.option(
     "--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="Worker processes of the broker."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
-def demo(files: tuple[Path, ...], workers: int, as_json: bool) -> None:
+@shared_options
+@pass_options
+def demo(options: Options, files: tuple[Path, ...], workers: int) -> int:
     """Send FILES (default: Python's own standard library) through a broker in a temporary directory.
 
     A line is a record, its file's name the key. Two producers, two consumers; then a check that every line arrived
@@ -33,18 +38,17 @@ def demo(files: tuple[Path, ...], workers: int, as_json: bool) -> None:
     with Broker(workers=workers) as broker:
         pids = {name: broker.pid_of(name) for name in broker.process_names()}
         try:
-            if as_json or not sys.stderr.isatty():
+            if not options.shows_progress:
                 report = run_demo(broker.bootstrap_servers, chosen, pids)
             else:
                 report = _with_progress(broker.bootstrap_servers, chosen, pids)
         except DemoError as error:
             raise click.ClickException(str(error)) from error
-    if as_json:
-        click.echo(msgspec.json.encode({**msgspec.to_builtins(report), "is_right": report.is_right}))
+    if options.is_json:
+        print_json({**msgspec.to_builtins(report), "is_right": report.is_right})
     else:
         click.echo(_text(report, len(chosen)))
-    if not report.is_right:
-        raise SystemExit(4)
+    return 0 if report.is_right else _CHECK_FAILED
 
 
 def _with_progress(bootstrap_servers: str, files: list[Path], pids: Mapping[str, int]) -> Report:

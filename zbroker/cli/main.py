@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "offsets": ("zbroker.cli.offsets:offsets", "Show the offsets of a topic's partitions."),
     "log": ("zbroker.cli.log:log", "Look at log files, with the broker up or down."),
     "config": ("zbroker.cli.config:config", "Show, explain and check settings."),
+    "doctor": ("zbroker.cli.doctor:doctor", "Check the host, the settings and the traffic."),
     "bench": ("zbroker.cli.bench:bench", "Measure this broker on this machine."),
     "demo": ("zbroker.cli.demo:demo", "Send real lines through a broker, and check every one."),
     "completion": ("zbroker.cli.completion:completion", "Print the shell's completion script."),
