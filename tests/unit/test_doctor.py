@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from zbroker.cli.main import main
 from zbroker.config.load import load
 from zbroker.config.paths import paths_for
 from zbroker.config.presets import PRESETS
 from zbroker.config.schema import MIB, ServerConfig
-from zbroker.doctor import host, settings
+from zbroker.doctor import host, settings, traffic
 from zbroker.doctor.findings import Finding, Level
-from zbroker.ids import own_incarnation
+from zbroker.ids import own_incarnation, worker_number
+from zbroker.shm.board import BoardWriter
+from zbroker.shm.layout import Counter
 
 HERE = Path("/somewhere")
 
@@ -100,3 +104,31 @@ def test_every_rule_answers_on_this_host(tmp_path: Path) -> None:
     findings = host.examine_host(config, paths_for(config), (4, 3, 5)) + settings.examine_settings(config)
     assert len({finding.rule for finding in findings}) == len(findings) == 12
     assert host.file_system_of(tmp_path)
+
+
+def test_rule_2_slow_produce_is_traced_to_small_batches() -> None:
+    """S-194: the batch size and the linger time are what to change."""
+    assert traffic.batching(10, 10, 1_000).level is Level.PASS
+    assert traffic.batching(5_000, 500_000, 50_000_000).level is Level.PASS
+    finding = traffic.batching(5_000, 6_000, 600_000)
+    assert finding.level is Level.WARN
+    assert "linger_ms" in finding.fix
+    assert "batch_size" in finding.fix
+
+
+def test_the_traffic_of_live_workers_is_read_from_their_boards(tmp_path: Path) -> None:
+    board = BoardWriter.create(tmp_path, worker_number(0), own_incarnation(), cells=1)
+    board.set_counter(Counter.BATCHES_IN, 2_000)
+    board.set_counter(Counter.RECORDS_IN, 2_000)
+    board.set_counter(Counter.BYTES_IN, 200_000)
+    assert [finding.level for finding in traffic.examine_traffic(tmp_path)] == [Level.WARN]
+    board.close(unlink=True)
+    assert [finding.level for finding in traffic.examine_traffic(tmp_path)] == [Level.PASS]
+
+
+def test_the_command_prints_every_rule_and_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["doctor", "--data-dir", str(tmp_path), "--json"]
+    assert main(arguments) in (0, 4)
+    found = msgspec.json.decode(capsys.readouterr().out)
+    assert {"batching", "acknowledgements", "open files"} <= {entry["rule"] for entry in found}
+    assert main([*arguments, "-C", "client.producer={}"]) == 2, "a setting that is none is a usage error"

@@ -1,0 +1,50 @@
+"""`zbroker doctor`: what may hurt a broker on this host, and the fix for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from zbroker.cli.options import Options, pass_options, shared_options
+from zbroker.cli.output import print_json, print_table
+
+_CHECK_FAILED: Final = 4
+
+
+@click.command()
+@click.option("--data-dir", metavar="DIR", help="Examine the broker of this data directory.")
+@click.option("--run-dir", metavar="DIR", help="Where its sockets and boards are.")
+@shared_options
+@pass_options
+def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
+    """Check limits, shared memory, clock, disks, leftovers, versions, settings, and the traffic of a broker.
+
+    Exit code 4 when something fails. Nothing is changed.
+    """
+    from zbroker.config.paths import paths_for
+    from zbroker.doctor.findings import Level
+    from zbroker.doctor.host import examine_host
+    from zbroker.doctor.settings import examine_settings
+    from zbroker.doctor.traffic import examine_traffic
+    from zbroker.transport.sockets import libzmq_version
+
+    overrides = [f"broker.{name}={value}" for name, value in (("data_dir", data_dir), ("run_dir", run_dir)) if value]
+    where = options.where()
+    if where is not None and where.startswith("ipc://") and run_dir is None:
+        overrides.append(f"broker.run_dir={Path(where[len('ipc://') :])}")
+    config = options.load(overrides).config
+    paths = paths_for(config)
+    findings = [
+        *examine_host(config, paths, libzmq_version()),
+        *examine_settings(config),
+        *examine_traffic(paths.boards_dir),
+    ]
+    if options.is_json:
+        print_json([msgspec.to_builtins(finding) for finding in findings])
+    else:
+        rows = [(finding.level.value, finding.rule, finding.message, finding.fix) for finding in findings]
+        print_table(options, ("LEVEL", "RULE", "FOUND", "FIX"), rows)
+    return _CHECK_FAILED if any(finding.level is Level.FAIL for finding in findings) else 0
