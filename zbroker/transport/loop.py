@@ -1,8 +1,12 @@
 """The one event loop of router, worker and coordinator: descriptors, zmq sockets, timers, signals.
 
 Guarantees: callbacks run one at a time, in the thread that calls `run_once`; a signal only sets a flag and is handled
-between callbacks; a timer fires at or after its time. zmq's descriptor is edge-triggered, so every socket is asked for
-input before each sleep. There is no timer for each lane or partition: an idle loop wakes ten times a second.
+between callbacks; a timer fires at or after its time; one busy socket does not keep the others waiting. There is no
+timer for each lane or partition: an idle loop wakes ten times a second.
+
+zmq's descriptor is edge-triggered, and asking a socket for input takes longer than the rest of a turn. So a socket is
+asked when its descriptor was readable, when it was used since the last answer "no", and after a sleep that nothing
+ended; a turn for a lane pays for no socket.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ MESSAGES_A_TURN = 64  # of one socket, before the others have theirs
 class Source(Protocol):
     """A zmq socket, as the loop sees it."""
 
+    needs_look: bool
+
     def fileno(self) -> int:
         """Its descriptor."""
 
@@ -31,7 +37,7 @@ class Source(Protocol):
         """Whether it has a message."""
 
     def receive(self) -> list[Any] | None:
-        """Its next message."""
+        """Its next message; empty: one was thrown away."""
 
 
 class Timer:
@@ -54,10 +60,11 @@ class Loop:
         self._clock = clock or HostClock()
         self._epoll = select.epoll()
         self._readers: dict[int, Callable[[], None]] = {}
-        self._sources: list[tuple[Source, Callable[[list[Any]], None]]] = []
+        self._sources: dict[int, tuple[Source, Callable[[list[Any]], None]]] = {}
         self._timers: list[tuple[int, int, Timer]] = []
         self._order = count()
         self._signals: dict[int, Callable[[], None]] = {}
+        self._previous_handlers: dict[int, Any] = {}
         self._signal_pipe: tuple[int, int] | None = None
         self.before_sleep: Callable[[], bool] = lambda: True
         self.after_sleep: Callable[[], None] = lambda: None
@@ -75,13 +82,14 @@ class Loop:
 
     def add_socket(self, source: Source, on_message: Callable[[list[Any]], None]) -> None:
         """Call with each message of a socket."""
-        self._sources.append((source, on_message))
+        assert source.fileno() not in self._sources
+        self._sources[source.fileno()] = (source, on_message)
         self._epoll.register(source.fileno(), select.EPOLLIN | select.EPOLLET)
 
     def remove_socket(self, source: Source) -> None:
         """Forget a socket; it must still be open."""
-        self._sources = [entry for entry in self._sources if entry[0] is not source]
-        self._epoll.unregister(source.fileno())
+        if self._sources.pop(source.fileno(), None) is not None:
+            self._epoll.unregister(source.fileno())
 
     def call_at(self, when_ns: int, call: Callable[[], None]) -> Timer:
         """Call once at a time of the loop's clock."""
@@ -109,8 +117,9 @@ class Loop:
             self._signal_pipe = (read_end, write_end)
             signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
             self.add_reader(read_end, self._take_signals)
+        previous = signal.signal(number, lambda *_: None)
+        self._previous_handlers.setdefault(number, previous)
         self._signals[number] = call
-        signal.signal(number, lambda *_: None)
 
     def _take_signals(self) -> None:
         assert self._signal_pipe is not None
@@ -131,28 +140,36 @@ class Loop:
             timeout_ms = 0
         elif self._timers:
             timeout_ms = min(timeout_ms, max(0.0, (self._timers[0][0] - self._clock.now_ns()) / NS_PER_MS))
-        may_sleep = timeout_ms > 0 and self.before_sleep()
+        # The hook may send, and so swallow a socket's signal: look again before sleeping on it.
+        may_sleep = timeout_ms > 0 and self.before_sleep() and not any(s.needs_look for s, _ in self._sources.values())
         events = self._epoll.poll(timeout_ms / 1000 if may_sleep else 0)
         if timeout_ms > 0:
             self.after_sleep()
         for fd, _ in events:
+            # A callback may have removed a descriptor that comes later in this list.
             call = self._readers.get(fd)
             if call is not None:
                 call()
                 work += 1
+            elif fd in self._sources:
+                self._sources[fd][0].needs_look = True
+        if may_sleep and not events:
+            for source, _ in self._sources.values():
+                source.needs_look = True
         return work
 
     def _take_messages(self) -> int:
         work = 0
-        for source, on_message in self._sources:
-            if not source.has_input():
+        for source, on_message in tuple(self._sources.values()):
+            if not source.needs_look:
                 continue
-            for _ in range(MESSAGES_A_TURN):
+            left = MESSAGES_A_TURN
+            while left and source.has_input():
                 message = source.receive()
-                if message is None:
-                    break
-                on_message(message)
-                work += 1
+                if message:
+                    on_message(message)
+                left -= 1
+            work += MESSAGES_A_TURN - left
         return work
 
     def _fire_timers(self) -> int:
@@ -168,7 +185,10 @@ class Loop:
         return work
 
     def close(self) -> None:
-        """Give the loop's descriptors back; registered ones stay open."""
+        """Give the loop's descriptors back, and signals to whom they belonged; registered descriptors stay open."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers.clear()
         if self._signal_pipe is not None:
             signal.set_wakeup_fd(-1)
             for fd in self._signal_pipe:

@@ -23,13 +23,15 @@ from typing import Final, TypeAlias
 import zmq
 
 from zbroker.errors import BrokerError, ForkError
-from zbroker.wire.layout import BODY_HEADROOM_BYTES, NO_PEER, PEER
+from zbroker.wire.layout import BODY_HEADROOM_BYTES, FRAMES_MAX, NO_PEER, PEER
 
 LIBZMQ_NEEDED: Final = (4, 3, 5)
 HIGH_WATER_MARK: Final = 64
 HANDSHAKE_MS: Final = 1_000
 RECONNECT_MS: Final = 5
 RECONNECT_MAX_MS: Final = 100
+DEALER_FRAMES_MAX: Final = 64 + 2  # the largest frames_per_message_max, a return address and a peer
+DISCARD_SLICE_FRAMES: Final = 1_000
 
 Frame: TypeAlias = bytes | bytearray | memoryview | zmq.Frame
 
@@ -74,14 +76,50 @@ class _Socket:
         self._socket = socket
         self._file = int(socket.getsockopt(zmq.FD))
 
+        self._is_discarding = False
+        self.needs_look = True
+        """Whether there may be input that the descriptor does not show: sending and receiving swallow what the I/O
+        thread has signalled. When it is clear, and the descriptor was not readable since, nothing has come."""
+
     def fileno(self) -> int:
-        """A descriptor that becomes readable when the socket's state may have changed. It is edge-triggered: call
-        `has_input` after each wake, and before each sleep."""
+        """A descriptor that becomes readable when the socket's state may have changed. It is edge-triggered: after
+        each wake, and before a sleep while `needs_look` is set, receive until `has_input` says no."""
         return self._file
 
     def has_input(self) -> bool:
-        """Whether a message can be received now."""
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        """Whether a message can be received now. It costs a tenth of a `receive` that finds nothing."""
+        self.needs_look = not self._socket.closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return self.needs_look
+
+    def _receive(self, frames_max: int) -> list[zmq.Frame] | None:
+        """A message; None: there is none; empty: one of too many frames, or a part of one, was thrown away.
+
+        pyzmq's `recv_multipart` asks for a socket option after each frame, which takes as long as the frame itself.
+        """
+        receive = self._socket.recv
+        try:
+            frame = receive(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        self.needs_look = True
+        if self._is_discarding:
+            return self._discard(frame)
+        frames = [frame]
+        while frame.more:
+            frame = receive(zmq.NOBLOCK, copy=False)
+            if len(frames) == frames_max:
+                return self._discard(frame)
+            frames.append(frame)
+        return frames
+
+    def _discard(self, frame: zmq.Frame) -> list[zmq.Frame]:
+        """Throw the rest of a message away, a slice of it: a peer may send a million frames, and others wait."""
+        count = 1
+        while frame.more and count < DISCARD_SLICE_FRAMES:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            count += 1
+        self._is_discarding = frame.more
+        return []
 
     def close(self) -> None:
         """Close the socket. Closing twice is closing once."""
@@ -104,6 +142,7 @@ class DealerSocket(_Socket):
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message. False when nobody is connected or the queue is full; then nothing was queued."""
+        self.needs_look = True
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
@@ -112,10 +151,10 @@ class DealerSocket(_Socket):
 
     def receive(self) -> list[bytes] | None:
         """The next message, or None when there is none now."""
-        try:
-            return self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
+        frames = self._receive(DEALER_FRAMES_MAX)
+        while frames is not None and not frames:
+            frames = self._receive(DEALER_FRAMES_MAX)
+        return None if frames is None else [frame.bytes for frame in frames]
 
 
 class UnroutableError(BrokerError):
@@ -125,8 +164,12 @@ class UnroutableError(BrokerError):
 class RouterSocket(_Socket):
     """Many conversations. Frames stay zmq's own: a payload goes through without a copy."""
 
-    def __init__(self, context: Context, *, message_max_bytes: int, linger_ms: int = 0) -> None:
+    def __init__(
+        self, context: Context, *, message_max_bytes: int, frames_max: int = FRAMES_MAX, linger_ms: int = 0
+    ) -> None:
+        """`message_max_bytes` bounds one frame; `frames_max` counts what a peer sends, without the routing id."""
         super().__init__(context, zmq.ROUTER, message_max_bytes, linger_ms)
+        self._frames_max = frames_max + 1
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
 
@@ -143,6 +186,7 @@ class RouterSocket(_Socket):
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message; frame 0 is the peer's routing id. False when its queue is full. Raises UnroutableError."""
+        self.needs_look = True
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -154,11 +198,11 @@ class RouterSocket(_Socket):
         return True
 
     def receive(self) -> list[zmq.Frame] | None:
-        """The next message, frame 0 the sender's routing id, or None when there is none now."""
-        try:
-            return self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
+        """The next message, frame 0 the sender's routing id, or None when there is none now.
+
+        An empty list: a message of too many frames, or a part of one, was thrown away.
+        """
+        return self._receive(self._frames_max)
 
 
 def peer_of(frame: zmq.Frame) -> bytes:
