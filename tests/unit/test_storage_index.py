@@ -109,6 +109,21 @@ def test_a_wrong_entry_is_noticed_at_the_batch_that_it_points_to(tmp_path: Path)
     assert list(INDEX_ENTRY.iter_unpack(first.read_bytes())) == entries, "the index was made anew"
 
 
+def test_an_entry_that_names_another_sound_batch_is_noticed_too(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "p", segment_bytes=4096)
+    fill(log, 100)
+    log.close()
+    first = next(iter(sorted((tmp_path / "p").glob("*.index"))))
+    entries = list(INDEX_ENTRY.iter_unpack(first.read_bytes()))
+    shifted = [(relative, position) for (relative, _), (_, position) in zip(entries[1:], entries, strict=False)]
+    first.write_bytes(b"".join(INDEX_ENTRY.pack(*entry) for entry in shifted))
+    log = open_log(tmp_path / "p", segment_bytes=4096)
+    base, position = log.position_of(entries[-1][0])
+    assert (base, position) == (0, entries[-1][1])
+    log.close()
+    assert list(INDEX_ENTRY.iter_unpack(first.read_bytes())) == entries
+
+
 def index_bytes(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix in (".index", ".timeindex")}
 

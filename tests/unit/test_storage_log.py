@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.storage_logs import append, append_batch, batches_of, fill, kill, log_files, make_batch, open_log, split
+from tests.storage_logs import (
+    append,
+    append_batch,
+    batches_of,
+    fill,
+    kill,
+    log_files,
+    make_batch,
+    memory_path,
+    open_log,
+    split,
+)
 from zbroker.clock import ManualClock
 from zbroker.config.schema import TopicConfig
 from zbroker.errors import CorruptRecordError, DirectoryLockedError, OffsetOutOfRangeError
@@ -16,6 +27,8 @@ from zbroker.record.batch import batches_in, read_header
 from zbroker.storage.files import Files
 from zbroker.storage.handles import Handles
 from zbroker.storage.log import Log
+
+__all__ = ["memory_path"]
 
 
 def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
@@ -173,6 +186,35 @@ def test_an_opened_log_that_nobody_wrote_to_stays_clean_after_a_death(tmp_path: 
     log = open_log(tmp_path / "p")
     assert log.recovery.is_clean
     log.close()
+
+
+def test_the_first_write_takes_the_marker_away(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "p")
+    append(log)
+    log.close()
+    marker = tmp_path / "p" / "clean-shutdown"
+    assert marker.exists()
+    log = open_log(tmp_path / "p")
+    assert marker.exists()
+    append(log)
+    assert not marker.exists()
+    log.close()
+
+
+def test_a_sealed_segment_gives_its_space_back_but_keeps_zeros_behind_its_end(memory_path: Path) -> None:
+    """A reader looks for a header behind the end: a hole there would be SIGBUS on a full tmpfs."""
+    for size_bytes in (3_000, 4_096 - 84, 4_096 - 150, 4_096 - 100):
+        directory = memory_path / str(size_bytes)
+        log = open_log(directory, segment_bytes=1 << 20)
+        append(log, 1, size_bytes=size_bytes)
+        end = log.active_position
+        log.roll()
+        with log_files(directory)[0].open("rb") as file:
+            assert os.fstat(file.fileno()).st_size > 60_000, "never shortened"
+            hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
+            blocks_bytes = os.fstat(file.fileno()).st_blocks * 512
+        assert end + 64 <= max(hole, blocks_bytes) < end + 64 + 4_096
+        log.close()
 
 
 def test_a_damaged_batch_is_never_given_out(tmp_path: Path) -> None:
