@@ -73,7 +73,7 @@ class ServedLane:
         "visited_ns",
     )
 
-    def __init__(self, opened: OpenedLane, pidfd: int) -> None:
+    def __init__(self, opened: OpenedLane, pidfd: int | None) -> None:
         self._lane = opened.lane
         self.outbox: deque[Sequence[Frame]] = deque()
         self._bell = Bell(opened.client_bell_fd, opened.lane.number, opened.lane.words, layout.L_CLIENT_SLEEP_SEQ)
@@ -153,7 +153,8 @@ class ServedLane:
         self.outbox.clear()
         self._lane.close()
         os.close(self._bell.write_fd)
-        os.close(self.pidfd)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
 
     def _write(self, frames: Sequence[Frame]) -> None:
         self._needs_bell = True
@@ -311,16 +312,13 @@ class Lanes:
     def _accept(self) -> None:
         for opened in self._listener.accept(self._clock.now_ns()):
             del self._offered[opened.lane.number]
-            pidfd = _watchable(opened.client_pid)
-            if pidfd is None:
-                os.close(opened.client_bell_fd)
-                opened.lane.close()
-                self._add_bytes(-opened.lane.size_bytes)
-                continue
-            served = ServedLane(opened, pidfd)
+            served = ServedLane(opened, _watchable(opened.client_pid))
             self.served[served.number] = served
-            self._loop.add_reader(pidfd, partial(self._finish, served))
             self._board.count(Counter.LANES_OPENED)
+            if served.pidfd is None:
+                self._finish(served)  # It wrote and died before it could be watched, or it never can be.
+            else:
+                self._loop.add_reader(served.pidfd, partial(self._finish, served))
 
     def _finish(self, served: ServedLane) -> None:
         """The client is gone: take what it left, without answers, and close."""
@@ -335,7 +333,8 @@ class Lanes:
             return
         del self.served[served.number]
         self._forget(served)
-        self._loop.remove_reader(served.pidfd)
+        if served.pidfd is not None:
+            self._loop.remove_reader(served.pidfd)
         self._add_bytes(-served.size_bytes)
         served.close()
         self._board.count(Counter.LANES_CLOSED)
