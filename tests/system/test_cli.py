@@ -54,12 +54,12 @@ def table(out: bytes) -> list[dict[str, str]]:
 def test_a_topic_is_created_listed_described_altered_grown_and_deleted(run: Run) -> None:
     assert run("topics", "create", "cli-life", "-p", "2", "--config", "retention.ms=1d")[0] == 0
     assert b"cli-life" in run("topics", "list")[1].splitlines()
-    code, out, _ = run("topics", "describe", "cli-life")
+    _, out, _ = run("topics", "describe", "cli-life")
     head, _, rest = out.partition(b"\n")
     assert b"PartitionCount: 2  ReplicationFactor: 1  Configs: retention.ms=86400000" in head
     assert [row["PARTITION"] for row in table(rest)] == ["0", "1"]
     assert {row["LEADER"] for row in table(rest)} == {"worker-0"}
-    code, out, _ = run("topics", "alter", "cli-life", "--set", "retention.bytes=1MiB", "--unset", "retention.ms")
+    _, out, _ = run("topics", "alter", "cli-life", "--set", "retention.bytes=1MiB", "--unset", "retention.ms")
     rows = {row["SETTING"]: row for row in table(out)}
     assert rows["retention.bytes"] == {"SETTING": "retention.bytes", "VALUE": "1048576", "ORIGIN": "topic"}
     assert rows["retention.ms"]["ORIGIN"] != "topic"

@@ -32,11 +32,13 @@ NULLS: ConsumerRecord[Any, Any] = ConsumerRecord("orders", 0, 0, 0, 0, None, Non
     ],
 )
 def test_a_format_prints_what_its_letters_say(template: str, expected: bytes) -> None:
-    assert parse_format(template)(RECORD) == expected
+    assert parse_format(template)([RECORD]) == expected
+    assert parse_format(template)([RECORD, RECORD]) == expected * 2
+    assert parse_format(template)([]) == b""
 
 
 def test_null_prints_nothing_and_has_size_minus_one() -> None:
-    assert parse_format("[%k] [%v] [%h] %K %S")(NULLS) == b"[] [] [] -1 -1"
+    assert parse_format("[%k] [%v] [%h] %K %S")([NULLS]) == b"[] [] [] -1 -1"
 
 
 @pytest.mark.parametrize("template", ["%x", "%v{xml}", "%t{hex}", r"\q", "text %", "text \\", r"\xZZ"])

@@ -11,7 +11,7 @@ import click
 
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.quantities import Place, Span, parse_span
-from zbroker.cli.record_format import Formatter, Record, as_json, parse_format
+from zbroker.cli.record_format import Formatter, Record, json_lines, parse_format
 from zbroker.cli.topic_names import complete_topics
 from zbroker.errors import UnknownTopicOrPartitionError
 from zbroker.ids import TopicPartition
@@ -63,7 +63,7 @@ def consume(
     span = parse_span(where)
     if stop_at_end and span.stop is None:
         span = Span(span.start, Place("end"))
-    formatter = _json_line if options.is_json else parse_format(template)
+    formatter = json_lines if options.is_json else parse_format(template)
     try:
         pattern = re.compile(grep.encode()) if grep is not None else None
     except re.error as error:
@@ -74,12 +74,6 @@ def consume(
         stops = _begin(consumer, tps, span)
         shown = _print(consumer, formatter, pattern, count, stops)
     options.note(f"{shown:,} records", level=1)
-
-
-def _json_line(record: Record) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(as_json(record)) + b"\n"
 
 
 def _partitions(consumer: Consumer[Any, Any], topics: Iterable[str], chosen: Iterable[int]) -> list[TopicPartition]:
@@ -130,28 +124,25 @@ def _print(
     stops: dict[TopicPartition, int],
 ) -> int:
     out = sys.stdout.buffer
-    left = set(stops) - set(consumer.paused())
+    left = set(stops) - consumer.paused()
     shown = 0
     while (not stops or left) and (count is None or shown < count):
-        found = consumer.poll(timeout_ms=_WAIT_MS, max_records=_RECORDS_MAX)
-        lines: list[bytes] = []
-        for tp, records in found.items():
-            stop = stops.get(tp)
-            if stop is not None:
-                if records[-1].offset >= stop - 1:
-                    left.discard(tp)
-                    consumer.pause(tp)
-                records = [record for record in records if record.offset < stop]
-            if pattern is not None:
-                records = [record for record in records if record.value is not None and pattern.search(record.value)]
-            lines += map(formatter, records)
-        if count is not None:
-            del lines[count - shown :]
-        shown += len(lines)
-        if lines:
-            out.write(b"".join(lines))
-            out.flush()
-        for tp in list(left):
-            if consumer.position(tp) >= stops[tp]:
-                left.discard(tp)
+        for tp, records in consumer.poll(timeout_ms=_WAIT_MS, max_records=_RECORDS_MAX).items():
+            wanted = _wanted(records, stops.get(tp), pattern)
+            if count is not None:
+                wanted = wanted[: count - shown]
+            out.write(formatter(wanted))
+            shown += len(wanted)
+        out.flush()
+        for tp in [tp for tp in left if consumer.position(tp) >= stops[tp]]:
+            left.discard(tp)
+            consumer.pause(tp)
     return shown
+
+
+def _wanted(records: list[Record], stop: int | None, pattern: re.Pattern[bytes] | None) -> list[Record]:
+    if stop is not None and records[-1].offset >= stop:
+        records = [record for record in records if record.offset < stop]
+    if pattern is not None:
+        records = [record for record in records if record.value is not None and pattern.search(record.value)]
+    return records

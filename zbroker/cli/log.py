@@ -66,7 +66,7 @@ def dump(options: Options, path: Path, start_offset: int, count: int | None, wit
                 continue
             out.write(_line(batch))
             if with_records:
-                out.writelines(map(formatter, _records(options, batch)))
+                out.write(formatter(_records(options, batch)))
     out.flush()
     return CHECK_FAILED if damaged else OK
 

@@ -63,7 +63,7 @@ def _for_people(column: str, cell: Cell) -> str:
         return "-"
     if isinstance(cell, str):
         return cell
-    if column.endswith(("SIZE", "RSS", "MB/s")):
+    if column.endswith(("SIZE", "RSS")):
         return size_text(cell)
     if column in ("PARTITION", "PID", "ID", "EPOCH") or isinstance(cell, float):
         return f"{cell:g}" if isinstance(cell, int) else f"{cell:,.1f}"

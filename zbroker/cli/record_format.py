@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from typing import Any, Final, TypeAlias
 
 import click
@@ -20,7 +21,9 @@ import click
 from zbroker.record.records import ConsumerRecord
 
 Record: TypeAlias = ConsumerRecord[Any, Any]
-Formatter: TypeAlias = Callable[[Record], bytes]
+Records: TypeAlias = Sequence[Record]
+Field: TypeAlias = Callable[[Records], Iterable[bytes]]
+Formatter: TypeAlias = Callable[[Records], bytes]
 
 _TOKEN: Final = re.compile(
     r"%(?P<letter>.)(?:\{(?P<form>[a-z0-9]+)\})?|\\(?P<escape>x[0-9a-fA-F]{2}|.)|(?P<text>[^%\\]+)", re.S
@@ -28,41 +31,49 @@ _TOKEN: Final = re.compile(
 _ESCAPES: Final = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\"}
 
 
-def _iso(record: Record) -> bytes:
-    return datetime.fromtimestamp(record.timestamp / 1000, UTC).isoformat(timespec="milliseconds").encode()
+def _iso(records: Records) -> list[bytes]:
+    return [
+        datetime.fromtimestamp(record.timestamp / 1000, UTC).isoformat(timespec="milliseconds").encode()
+        for record in records
+    ]
 
 
-def _headers(record: Record) -> bytes:
-    return b",".join(name.encode() + b"=" + (value or b"") for name, value in record.headers)
+def _headers(records: Records) -> list[bytes]:
+    return [
+        b",".join(name.encode() + b"=" + (value or b"") for name, value in record.headers) for record in records
+    ]  # fmt: skip
 
 
-_PLAIN: Final[dict[str, Formatter]] = {
-    "t": lambda record: record.topic.encode(),
-    "p": lambda record: b"%d" % record.partition,
-    "o": lambda record: b"%d" % record.offset,
-    "T": lambda record: b"%d" % record.timestamp,
-    "k": lambda record: record.key or b"",
-    "v": lambda record: record.value or b"",
-    "s": lambda record: record.value or b"",
+# A column at a time: a comprehension costs a tenth of what a call for each record does.
+_PLAIN: Final[dict[str, Field]] = {
+    "t": lambda records: [record.topic.encode() for record in records],
+    "p": lambda records: [b"%d" % record.partition for record in records],
+    "o": lambda records: [b"%d" % record.offset for record in records],
+    "T": lambda records: [b"%d" % record.timestamp for record in records],
+    "k": lambda records: [record.key or b"" for record in records],
+    "v": lambda records: [record.value or b"" for record in records],
+    "s": lambda records: [record.value or b"" for record in records],
     "h": _headers,
-    "K": lambda record: b"%d" % (-1 if record.key is None else len(record.key)),
-    "S": lambda record: b"%d" % (-1 if record.value is None else len(record.value)),
+    "K": lambda records: [b"%d" % (-1 if record.key is None else len(record.key)) for record in records],
+    "S": lambda records: [b"%d" % (-1 if record.value is None else len(record.value)) for record in records],
 }
 
 
-def _transformed(plain: Formatter, transform: Callable[[bytes], bytes]) -> Formatter:
-    return lambda record: transform(plain(record))
+def _constant(text: bytes) -> Field:
+    return lambda records: repeat(text, len(records))
+
+
+def _transformed(plain: Field, transform: Callable[[bytes], bytes]) -> Field:
+    return lambda records: map(transform, plain(records))
 
 
 def parse_format(text: str) -> Formatter:
-    """A function that gives a record's bytes. Raises click.BadParameter that shows the part it cannot read."""
-    parts = list(_parse(text))
-    if len(parts) == 1 and not isinstance(parts[0], bytes):
-        return parts[0]
-    return lambda record: b"".join([part if isinstance(part, bytes) else part(record) for part in parts])
+    """A function that gives the bytes of records. Raises click.BadParameter that shows the part it cannot read."""
+    fields = [_constant(part) if isinstance(part, bytes) else part for part in _parse(text)]
+    return lambda records: b"".join(chain.from_iterable(zip(*(field(records) for field in fields), strict=True)))
 
 
-def _parse(text: str) -> Iterator[bytes | Formatter]:
+def _parse(text: str) -> Iterator[bytes | Field]:
     position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -85,7 +96,7 @@ def _parse(text: str) -> Iterator[bytes | Formatter]:
             yield _field(letter, form)
 
 
-def _field(letter: str, form: str | None) -> Formatter:
+def _field(letter: str, form: str | None) -> Field:
     plain = _PLAIN.get(letter)
     if plain is None:
         raise click.BadParameter(f"-f: %{letter} is none of %{' %'.join(_PLAIN)} %%")
@@ -98,6 +109,13 @@ def _field(letter: str, form: str | None) -> Formatter:
     if letter in "kvs" and form == "base64":
         return _transformed(plain, base64.b64encode)
     raise click.BadParameter(f"-f: %{letter}{{{form}}}: %T{{iso}}, and hex and base64 of %k and %v are known")
+
+
+def json_lines(records: Records) -> bytes:
+    """Records as JSON, an object a line."""
+    import msgspec
+
+    return b"".join([msgspec.json.encode(as_json(record)) + b"\n" for record in records])
 
 
 def as_json(record: Record) -> dict[str, object]:
