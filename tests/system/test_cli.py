@@ -124,6 +124,18 @@ def test_keys_headers_and_nulls_go_through_a_pipe(run: Run, zbroker_topic: str, 
     ]
 
 
+def test_what_was_sent_compressed_is_stored_compressed_and_read_plain(
+    run: Run, zbroker_server: Broker, zbroker_topic: str
+) -> None:
+    lines = b"the same line again\n" * 500
+    assert run("produce", zbroker_topic, "--compress", "lz4", stdin=lines)[0] == 0
+    assert run("consume", zbroker_topic, "-o", ":end")[1] == lines
+    directory = json.loads(run("topics", "describe", zbroker_topic, "--json")[1])[0]["partitions"][0]["directory"]
+    dumped = [json.loads(line) for line in run("log", "dump", directory, "--json")[1].splitlines()]
+    assert {batch["compresscodec"] for batch in dumped} == {"lz4"}
+    assert sum(batch["size"] for batch in dumped) < len(lines) // 2
+
+
 def test_json_records_of_one_topic_can_be_sent_to_another(run: Run, zbroker_topic: str) -> None:
     lines = b'{"key":"k","value":"v","headers":{"a":"1"}}\n{"value_base64":"/w=="}\n{"key":"gone"}\n'
     assert run("produce", zbroker_topic, "--jsonl", stdin=lines)[0] == 0
