@@ -154,6 +154,7 @@ class Fetcher:
         """The position is not in the log: go where `auto_offset_reset` says, or raise."""
         reset = self._settings.auto_offset_reset
         assert one.offset is not None
+        self.sleep.note()
         found = one.source.range() if one.source is not None else None
         if isinstance(one.source, RemotePartition):
             high_watermark = one.source.high_watermark()

@@ -99,8 +99,8 @@ class LocalPartition:
         self.high_watermark = cell.high_watermark
 
     def has_more(self, offset: int) -> bool:
-        """Whether `read` would have something to do or to say: one load."""
-        return self.high_watermark() != offset
+        """Whether `read` would have something to do or to say: one load. Not when the cell is known to be another's."""
+        return self.high_watermark() != offset and not self._is_lost
 
     def read(self, offset: int, max_bytes: int) -> list[RecordBatch]:
         """Batches from the one that contains `offset`; none when there is nothing new.

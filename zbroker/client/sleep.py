@@ -89,6 +89,7 @@ class Sleep:
         ]
         if watched:
             if self._spin(watched, started_ns):
+                self._connection.try_pump()  # Answers must not wait for a moment when there are no records.
                 return
             timeout_ms = min(timeout_ms, self._arm(watched))
         if not self._has_news:
