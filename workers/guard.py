@@ -1,8 +1,14 @@
 """Keep the router alive under a flood: listen no further while descriptors or memory run short.
 
-libzmq ends the whole process when an ipc listener's accept() finds no descriptor (Z1), and keeps the messages of dead
-peers until they are read (Z11). So the guard stops listening early: at half of the descriptors, or above a resident
-size; it listens again when both are well below. Connections that stand are served all the while.
+libzmq ends the whole process when an ipc listener's accept() finds no descriptor, and keeps the messages of dead peers
+until they are read. So the guard stops listening early: at half of the descriptors or above a resident size; it listens
+again when both are well below. Connections that stand are served all the while.
+
+One thing is not bounded by queue lengths: a message whose frames never end is kept by libzmq, out of sight, until its
+last frame. Above a second resident size the guard has the sockets replaced, which frees all that they hold; clients
+connect again by themselves and ask again.
+
+It decides and counts; what stopping means is the caller's.
 """
 
 from __future__ import annotations
@@ -11,16 +17,49 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-RSS_STOP_BYTES: Final = 256 << 20
-RSS_RESUME_BYTES: Final = 160 << 20
+from zbroker.clock import NS_PER_MS
+
+MIB: Final = 1 << 20
+TRIM_INTERVAL_NS: Final = 500 * NS_PER_MS
+RESET_INTERVAL_NS: Final = 1_000 * NS_PER_MS
+"""What a replaced socket held is freed by another thread, some time later."""
+ACCEPTS_PER_MS_MAX: Final = 100
+"""More than one I/O thread has been seen to accept: what may come between two looks."""
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_SELF_FD: Final = "/proc/self/fd"
+
+
+class Bounds(NamedTuple):
+    """What a router may use. Below `resident_trim` memory is left alone."""
+
+    files_stop: int
+    files_resume: int
+    resident_stop_bytes: int = 256 * MIB
+    resident_resume_bytes: int = 160 * MIB
+    resident_reset_bytes: int = 1024 * MIB
+    resident_trim_bytes: int = 56 * MIB
+
+    @property
+    def interval_ms(self) -> int:
+        """How often to look, so that a flood cannot use up what lies between `files_stop` and the limit."""
+        return max(10, min(100, self.files_stop // ACCEPTS_PER_MS_MAX))
+
+
+def bounds_for(files_max: int, connections_max: int) -> Bounds:
+    """The bounds of a process that may open `files_max` files: half of them to stop, a quarter to go on.
+
+    Connections beyond twice the allowed number are refused by their first message; that many are not even accepted.
+    """
+    stop = min(files_max // 2, 2 * connections_max + 256)
+    return Bounds(stop, stop // 2)
 
 
 def open_files() -> int:
     """How many descriptors this process has."""
-    return len(os.listdir("/proc/self/fd"))
+    # Linux gives the number as the directory's size since 6.2; before, one counts.
+    return os.stat(_SELF_FD).st_size or len(os.listdir(_SELF_FD))
 
 
 def resident_bytes() -> int:
@@ -29,29 +68,52 @@ def resident_bytes() -> int:
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the kernel: glibc keeps what a burst has used."""
-    ctypes.CDLL(None).malloc_trim(0)
+    """Give freed memory back to the kernel: glibc keeps what a burst has used. Other C libraries are left alone."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 class Guard:
     """Decides when to listen. `check` is called often; it acts only when the decision changes."""
 
-    def __init__(self, files_max: int, stop: Callable[[], None], resume: Callable[[], None]) -> None:
-        self._stop_files = files_max // 2
-        self._resume_files = files_max // 4
+    def __init__(
+        self,
+        bounds: Bounds,
+        *,
+        stop: Callable[[str], None],
+        resume: Callable[[], bool],
+        reset: Callable[[str], None],
+        trim: Callable[[], None] = trim_heap,
+    ) -> None:
+        """`stop(why)` shall end listening; `resume` begin it, or return False to be called again; `reset(why)` replace
+        the sockets, and not listen."""
+        self._bounds = bounds
         self._stop = stop
         self._resume = resume
+        self._reset = reset
+        self._trim = trim
+        self._next_trim_ns = 0
+        self._next_reset_ns = 0
         self.is_listening = True
+        self.files = 0
 
-    def check(self, files: int, resident: int) -> None:
+    def check(self, files: int, resident: int, now_ns: int) -> None:
         """Compare what is used with the bounds."""
-        if self.is_listening:
-            if files > self._stop_files or resident > RSS_STOP_BYTES:
-                self.is_listening = False
-                self._stop()
-                trim_heap()
-        elif files < self._resume_files and resident < RSS_RESUME_BYTES:
-            self.is_listening = True
-            self._resume()
-        elif resident >= RSS_RESUME_BYTES:
-            trim_heap()
+        bounds = self._bounds
+        self.files = files
+        if resident > bounds.resident_reset_bytes and now_ns >= self._next_reset_ns:
+            self._next_reset_ns = now_ns + RESET_INTERVAL_NS
+            self.is_listening = False
+            self._reset(f"{resident // MIB} MiB resident")
+        elif self.is_listening and files > bounds.files_stop:
+            self.is_listening = False
+            self._stop(f"{files} descriptors open")
+        elif self.is_listening and resident > bounds.resident_stop_bytes:
+            self.is_listening = False
+            self._stop(f"{resident // MIB} MiB resident")
+        elif not self.is_listening and files < bounds.files_resume and resident < bounds.resident_resume_bytes:
+            self.is_listening = self._resume()
+        if resident > bounds.resident_trim_bytes and now_ns >= self._next_trim_ns:
+            self._next_trim_ns = now_ns + TRIM_INTERVAL_NS
+            self._trim()

@@ -6,19 +6,17 @@
 
 A return address is one byte that names the socket and the routing id there; only the router looks into it. `peer` is
 what the kernel says of the sender. It decodes no body but the two hellos that are meant for it, touches no disk on the
-way of a message, and never blocks: a process whose queue is full has a bounded outbox, and beyond it the sender is told
-to slow down.
+way of a message, and never blocks: who does not read has a bounded outbox, and beyond it the asker is told to slow
+down. It keeps nothing that a new router would miss: processes say hello again, clients ask again.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from pathlib import Path
 from typing import Any, Final
 
 from zbroker import __version__, ids
-from zbroker.config.paths import Paths
+from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import (
     BrokerError,
@@ -26,13 +24,16 @@ from zbroker.errors import (
     CoordinatorNotAvailableError,
     InvalidRequestError,
     LeaderNotAvailableError,
+    MessageSizeTooLargeError,
     ThrottlingQuotaExceededError,
     UnsupportedVersionError,
 )
 from zbroker.shm.layout import Counter
-from zbroker.transport.sockets import Context, RouterSocket, UnroutableError, peer_of
+from zbroker.transport.sockets import UnroutableError, peer_of
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import (
+    BODY_HEADROOM_BYTES,
+    HEADER_BYTES,
     INNER_APIS,
     NO_PEER,
     PEER,
@@ -41,99 +42,99 @@ from zbroker.wire.layout import (
     Api,
     Header,
     pack_reply,
+    pack_version_refusal,
     unpack_header,
 )
 from zbroker.wire.messages import Hello, ProcessHello, ProcessWelcome, Welcome
-from zbroker.workers.guard import Guard, open_files, resident_bytes
+from zbroker.workers.doors import BACK, FRONT, Doors
+from zbroker.workers.guard import Guard, bounds_for, open_files, resident_bytes
+from zbroker.workers.outbox import Outbox, OutboxBounds, Peer
 from zbroker.workers.runtime import Reload, Role, exit_code_of, raise_descriptor_limit
 
-GUARD_INTERVAL_MS: Final = 20
-OUTBOX_MESSAGES_MAX: Final = 1024
-FRONT, TCP, BACK = b"f", b"t", b"b"
+DRAIN_QUIET_TURNS: Final = 3
+DRAIN_TURN_MS: Final = 10
+DRAIN_MAX_MS: Final = 1_000
+PROCESS_NUMBER_MAX: Final = 1 << 20
+_TCP_PEER: Final = PEER.pack(NO_PEER, NO_PEER, NO_PEER)
 
 
 class Router:
     """See the module."""
 
     def __init__(self, role: Role) -> None:
-        config, paths = role.config, role.paths
+        limits, paths = role.config.limits, role.paths
         self._role = role
+        self._clock = role.clock
         self._uid = os.getuid()
-        self._frames_max = config.limits.frames_per_message_max
-        self._context = Context(config.network.io_threads)
+        self._message_bytes_max = limits.message_max_bytes + BODY_HEADROOM_BYTES
+        self._connections_max = limits.connections_per_user_max
+        self._cluster_id = ""
+        self._processes: dict[int, tuple[Peer, int]] = {}  # process number -> (where, incarnation)
         self._board = role.make_board(cells=0)
-        self._endpoints = {FRONT: f"ipc://{paths.front}", BACK: f"ipc://{paths.back}"}
-        if config.network.tcp_listen:
-            self._endpoints[TCP] = config.network.tcp_listen
-        self._sockets = {
-            origin: RouterSocket(self._context, message_max_bytes=config.limits.message_max_bytes, linger_ms=500)
-            for origin in self._endpoints
-        }
-        self._processes: dict[int, tuple[bytes, int]] = {}  # process number -> (routing id, incarnation)
-        self._outbox: dict[int, deque[list[Any]]] = {}
-        for origin, socket in self._sockets.items():
-            for stale in (paths.front, paths.back):
-                if self._endpoints[origin] == f"ipc://{stale}":
-                    stale.unlink(missing_ok=True)
-            socket.bind(self._endpoints[origin])
-        role.loop.add_socket(self._sockets[FRONT], lambda frames: self._from_client(FRONT, frames))
-        if TCP in self._sockets:
-            role.loop.add_socket(self._sockets[TCP], lambda frames: self._from_client(TCP, frames))
-        role.loop.add_socket(self._sockets[BACK], self._from_process)
-        self._guard = Guard(raise_descriptor_limit(), self._stop_listening, self._resume_listening)
-        role.loop.call_every(GUARD_INTERVAL_MS, self._look_around)
+        self._outbox = Outbox(role.loop, self._send, self._on_lost, OutboxBounds())
+        self._forwarded_count = 0
+        self.doors = Doors(role.loop, role.config, paths.front, paths.back, self._on_message)
+        role.at_close(self.doors.close)
+        self._files_at_start = open_files()
+        bounds = bounds_for(raise_descriptor_limit(), self._connections_max)
+        self.guard = Guard(bounds, stop=self._stop_listening, resume=self._listen_again, reset=self._reset)
+        role.loop.call_every(bounds.interval_ms, self._look_around)
 
     def run(self) -> None:
-        """Forward until told to stop; what is queued then is still sent."""
+        """Forward until told to stop; then what is under way is still delivered, for at most DRAIN_MAX_MS."""
         self._role.set_running()
-        self._role.log.info("listening", extra={"at": " ".join(self._endpoints.values())})
+        self._role.log.info("listening", extra={"at": " ".join(self.doors.endpoints.values())})
         self._role.run()
+        self.doors.stop_listening()
+        end_ns = self._clock.now_ns() + DRAIN_MAX_MS * NS_PER_MS
+        quiet_turns = 0
+        while quiet_turns < DRAIN_QUIET_TURNS and not self._role.must_stop_now and self._clock.now_ns() < end_ns:
+            forwarded = self._forwarded_count
+            self._role.turn(DRAIN_TURN_MS)
+            is_quiet = self._outbox.is_empty and forwarded == self._forwarded_count
+            quiet_turns = quiet_turns + 1 if is_quiet else 0
 
-    def close(self) -> None:
-        """Close the sockets, with what they hold given half a second."""
-        for origin, socket in self._sockets.items():
-            self._role.loop.remove_socket(socket)
-            socket.close()
-            if self._endpoints[origin].startswith("ipc://"):
-                Path(self._endpoints[origin][len("ipc://") :]).unlink(missing_ok=True)
-        self._context.close()
-
-    def _from_client(self, origin: bytes, frames: list[Any]) -> None:
-        routing_id = frames[0].bytes
-        if len(frames) < 2 or len(frames) > self._frames_max + 1:
+    def _on_message(self, origin: bytes, frames: list[Any]) -> None:
+        if len(frames) < 2:
             self._board.count(Counter.ERRORS)
-            return
-        peer = peer_of(frames[1]) if origin == FRONT else PEER.pack(NO_PEER, NO_PEER, NO_PEER)
+        elif origin == BACK:
+            self._from_process(Peer(BACK, frames[0].bytes), frames)
+        else:
+            self._from_client(Peer(origin, frames[0].bytes), frames)
+
+    def _from_client(self, sender: Peer, frames: list[Any]) -> None:
+        peer = peer_of(frames[1]) if sender.origin == FRONT else _TCP_PEER
         try:
             header = unpack_header(frames[1].buffer)
-        except UnsupportedVersionError as error:
-            self._refuse_version(origin, routing_id, frames[1].bytes, error)
-            return
         except BrokerError as error:
-            self._note(f"client {PEER.unpack(peer)[2]}", error)
+            self._refuse_unread(sender, frames[1], error)
+            return
+        if header.kind != REQUEST:
+            self._board.count(Counter.ERRORS)
             return
         try:
             uid = PEER.unpack(peer)[0]
-            if origin == FRONT and uid != self._uid:
+            if sender.origin == FRONT and uid != self._uid:
                 raise ClusterAuthorizationFailedError(f"uid {uid} may not use the broker of uid {self._uid}")
-            if header.kind != REQUEST or header.api in INNER_APIS:
+            if header.api in INNER_APIS:
                 raise InvalidRequestError(f"api {header.api} is not for clients")
             if header.target == ids.ROUTER:
-                self._welcome(origin, routing_id, header, frames[2].buffer if len(frames) > 2 else b"")
-                return
-            self._forward(header, origin + routing_id, peer, frames[1:])
+                self._welcome(sender, header, frames[2].buffer if len(frames) > 2 else b"")
+            else:
+                self._forward(header, sender, peer, frames[1:])
         except BrokerError as error:
             self._note(f"client {PEER.unpack(peer)[2]}", error)
-            self._deliver(origin, [routing_id, pack_reply(header, error.code), error.message.encode()])
+            self._deliver(sender, [sender.routing_id, pack_reply(header, error.code), error.message.encode()])
 
-    def _refuse_version(self, origin: bytes, routing_id: bytes, frame: bytes, error: UnsupportedVersionError) -> None:
-        """Answer in the one part of the header that all versions share: its first sixteen bytes."""
-        reply = bytearray(frame)
-        reply[3] = 1
-        reply[6:8] = error.code.to_bytes(2, "little", signed=True)
-        self._deliver(origin, [routing_id, bytes(reply), error.message.encode()])
+    def _refuse_unread(self, sender: Peer, frame: Any, error: BrokerError) -> None:
+        """Another version is answered in what all versions share; bytes that are no header are answered by nothing."""
+        self._note("a client", error)
+        if isinstance(error, UnsupportedVersionError):
+            reply = pack_version_refusal(frame.buffer[:HEADER_BYTES], error.code)
+            if reply is not None:
+                self._deliver(sender, [sender.routing_id, reply, error.message.encode()])
 
-    def _welcome(self, origin: bytes, routing_id: bytes, header: Header, body: Any) -> None:
+    def _welcome(self, sender: Peer, header: Header, body: Any) -> None:
         if header.api != Api.HELLO:
             raise InvalidRequestError(f"the router does not answer api {header.api}")
         hello = decode(Hello, body)
@@ -141,28 +142,44 @@ class Router:
             raise UnsupportedVersionError(
                 f"the client speaks protocol {hello.protocol_min} to {hello.protocol_max}, this broker {VERSION}"
             )
+        connections = self.guard.files - self._files_at_start - len(self._processes)
+        if connections > self._connections_max:
+            raise ThrottlingQuotaExceededError(
+                f"{connections} connections are open, {self._connections_max} are allowed",
+                hint="[limits] connections_per_user_max; one Producer or Consumer is one connection: reuse them",
+            )
         config, paths = self._role.config, self._role.paths
         welcome = Welcome(
             protocol=VERSION,
-            cluster_id=_cluster_id(paths),
+            cluster_id=self._known_cluster_id(),
             software=f"zbroker {__version__}",
             run_dir=str(paths.run_dir),
             boards_dir=str(paths.boards_dir),
             router_incarnation=self._role.incarnation,
             owner_uid=self._uid,
-            shared_memory=origin == FRONT,
+            shared_memory=sender.origin == FRONT,
             message_max_bytes=config.limits.message_max_bytes,
             in_flight_bytes_max=config.limits.in_flight_bytes_max,
         )
-        self._deliver(origin, [routing_id, pack_reply(header), encode(welcome)])
+        self._deliver(sender, [sender.routing_id, pack_reply(header), encode(welcome)])
 
-    def _from_process(self, frames: list[Any]) -> None:
-        routing_id = frames[0].bytes
+    def _known_cluster_id(self) -> str:
+        """What the coordinator wrote once for ever; read until it is there, which is before most hellos come."""
+        if not self._cluster_id:
+            try:
+                self._cluster_id = (self._role.paths.metadata_dir / "cluster-id").read_text("ascii").strip()
+            except (OSError, ValueError):
+                pass  # the coordinator has not begun yet, and will say its id with the metadata
+        return self._cluster_id
+
+    def _from_process(self, sender: Peer, frames: list[Any]) -> None:
         if len(frames) < 3:
+            self._board.count(Counter.ERRORS)
             return
         return_address = frames[1].bytes
         if return_address:
-            self._deliver(return_address[:1], [return_address[1:], *frames[2:]])
+            asker = Peer(return_address[:1], return_address[1:])
+            self._deliver(asker, [asker.routing_id, *frames[2:]])
             return
         try:
             header = unpack_header(frames[2].buffer)
@@ -173,100 +190,118 @@ class Router:
         try:
             if PEER.unpack(peer)[0] != self._uid:
                 raise ClusterAuthorizationFailedError("a process of another user")
+            if header.kind != REQUEST:
+                raise InvalidRequestError("a reply without a return address")
             if header.target == ids.ROUTER and header.api == Api.PROCESS_HELLO:
-                self._meet(routing_id, header, decode(ProcessHello, frames[3].buffer if len(frames) > 3 else b""))
-                return
-            self._forward(header, BACK + routing_id, peer, frames[2:])
+                self._meet(sender, peer, header, decode(ProcessHello, frames[3].buffer if len(frames) > 3 else b""))
+            else:
+                self._forward(header, sender, peer, frames[2:])
         except BrokerError as error:
-            self._deliver(BACK, [routing_id, pack_reply(header, error.code), error.message.encode()])
+            self._note(f"process {PEER.unpack(peer)[2]}", error)
+            if header.kind == REQUEST:
+                self._deliver(sender, [sender.routing_id, pack_reply(header, error.code), error.message.encode()])
 
-    def _meet(self, routing_id: bytes, header: Header, hello: ProcessHello) -> None:
+    def _meet(self, sender: Peer, peer: bytes, header: Header, hello: ProcessHello) -> None:
+        if not _may_be_process(hello.number):
+            raise InvalidRequestError(f"{hello.number} names no process")
+        # One pid and start time belong to one process for ever; who else sends them speaks of somebody else.
+        if hello.incarnation >> 64 or ids.pid_of(hello.incarnation) != PEER.unpack(peer)[2]:
+            raise InvalidRequestError(f"incarnation {hello.incarnation:#x} is not the sender's")
         known = self._processes.get(hello.number)
         if known is not None and known[1] != hello.incarnation and not ids.is_alive(hello.incarnation):
             return  # a late message of a process that is gone
-        self._processes[hello.number] = (routing_id, hello.incarnation)
-        self._outbox.pop(hello.number, None)
-        self._deliver(BACK, [routing_id, pack_reply(header), encode(ProcessWelcome(self._role.incarnation))])
-        self._role.log.info("connected", extra={"peer": ids.process_name(hello.number)})
+        self._processes[hello.number] = (sender, hello.incarnation)
+        reply = [sender.routing_id, pack_reply(header), encode(ProcessWelcome(self._role.incarnation))]
+        self._deliver(sender, reply)
+        if known is None or known[1] != hello.incarnation:
+            self._role.log.info("connected", extra={"peer": ids.process_name(hello.number)})
 
-    def _forward(self, header: Header, return_address: bytes, peer: bytes, frames: list[Any]) -> None:
+    def _forward(self, header: Header, asker: Peer, peer: bytes, frames: list[Any]) -> None:
         known = self._processes.get(header.target)
         if known is None:
             raise _absent(header.target)
-        message = [known[0], return_address, peer, *frames]
-        queue = self._outbox.get(header.target)
-        if queue is None:
-            try:
-                if self._sockets[BACK].send(message):
-                    self._count(frames)
-                    return
-            except UnroutableError:
-                del self._processes[header.target]
-                raise _absent(header.target) from None
-            queue = self._outbox[header.target] = deque()
-            self._role.loop.call_after(1, self._flush_outbox)
-        if len(queue) >= OUTBOX_MESSAGES_MAX:
-            raise ThrottlingQuotaExceededError(f"{ids.process_name(header.target)} has {len(queue)} messages to read")
-        queue.append(message)
-
-    def _flush_outbox(self) -> None:
-        for number, queue in list(self._outbox.items()):
-            try:
-                while queue and self._sockets[BACK].send(queue[0]):
-                    self._count(queue.popleft())
-            except UnroutableError:
-                queue.clear()
-                self._processes.pop(number, None)
-            if not queue:
-                del self._outbox[number]
-        if self._outbox:
-            self._role.loop.call_after(1, self._flush_outbox)
-
-    def _deliver(self, origin: bytes, message: list[Any]) -> None:
-        socket = self._sockets.get(origin)
+        size_bytes = sum(map(len, frames))
+        if size_bytes > self._message_bytes_max and asker.origin != BACK:
+            raise MessageSizeTooLargeError(f"a message of {size_bytes} bytes; {self._message_bytes_max} are allowed")
+        message = [known[0].routing_id, asker.origin + asker.routing_id, peer, *frames]
         try:
-            if socket is not None and socket.send(message):
-                self._count(message)
+            if not self._outbox.offer(known[0], message, size_bytes):
+                raise ThrottlingQuotaExceededError(f"{ids.process_name(header.target)} does not keep up")
+        except UnroutableError:
+            del self._processes[header.target]
+            raise _absent(header.target) from None
+        self._count(size_bytes)
+
+    def _deliver(self, asker: Peer, message: list[Any]) -> None:
+        """Send an answer; without anybody to take it, or room to keep it, the asker's own deadline has to do."""
+        size_bytes = sum(map(len, message))
+        try:
+            if self.doors.has(asker.origin) and self._outbox.offer(asker, message, size_bytes):
+                self._count(size_bytes)
                 return
         except UnroutableError:
             pass  # whoever asked is gone
         self._board.count(Counter.MESSAGES_DROPPED)
 
-    def _count(self, frames: list[Any]) -> None:
-        self._board.count(Counter.MESSAGES_FORWARDED)
-        self._board.count(Counter.BYTES_FORWARDED, sum(map(len, frames)))
+    def _send(self, peer: Peer, message: list[Any]) -> bool:
+        return self.doors.send(peer.origin, message)
+
+    def _on_lost(self, peer: Peer, message: list[Any]) -> None:
+        """A message in the outbox whose reader is gone: a request's asker is told, an answer needs nobody any more."""
+        self._board.count(Counter.MESSAGES_DROPPED)
+        if peer.origin != BACK or len(message) < 4:
+            return
+        return_address = message[1]
+        try:
+            header = unpack_header(memoryview(message[3]))
+        except BrokerError:
+            return
+        if header.kind == REQUEST:
+            asker = Peer(return_address[:1], return_address[1:])
+            error = _absent(header.target)
+            self._deliver(asker, [asker.routing_id, pack_reply(header, error.code), error.message.encode()])
+
+    def _count(self, size_bytes: int) -> None:
+        self._forwarded_count += 1
+        self._board.set_counter(Counter.MESSAGES_FORWARDED, self._forwarded_count)
+        self._board.count(Counter.BYTES_FORWARDED, size_bytes)
 
     def _note(self, who: str, error: BrokerError) -> None:
         self._board.count(Counter.ERRORS)
-        if self._role.once.allows(type(error).__name__, self._role.clock.now_ns()):
+        if self._role.once.allows(type(error).__name__, self._clock.now_ns()):
             self._role.log.warning("refused a message", extra={"of": who, "error": error})
 
     def _look_around(self) -> None:
-        self._guard.check(open_files(), resident_bytes())
+        if not self._role.is_stopping:
+            self.guard.check(open_files(), resident_bytes(), self._clock.now_ns())
 
-    def _stop_listening(self) -> None:
-        self._role.log.warning("too many connections or too much memory: no new connections for now")
-        self._sockets[FRONT].unbind(self._endpoints[FRONT])
+    def _stop_listening(self, why: str) -> None:
+        self._role.log.warning("no new connections for now", extra={"because": why})
+        self.doors.stop_listening()
 
-    def _resume_listening(self) -> None:
-        self._role.log.info("accepting connections again")
-        self._sockets[FRONT].bind(self._endpoints[FRONT])
+    def _listen_again(self) -> bool:
+        is_listening = self.doors.listen()
+        if is_listening:
+            self._role.log.info("accepting connections again")
+        return is_listening
+
+    def _reset(self, why: str) -> None:
+        self._role.log.error("closing all clients' connections", extra={"because": why})
+        for origin in self.doors.client_origins:
+            self._outbox.forget_socket(origin)
+            self.doors.replace(origin)
+
+
+def _may_be_process(number: int) -> bool:
+    return number == ids.COORDINATOR or ids.worker_number(0) <= number < PROCESS_NUMBER_MAX
 
 
 def _absent(target: int) -> BrokerError:
     if target == ids.COORDINATOR:
         return CoordinatorNotAvailableError("the coordinator is not connected")
-    try:
+    if _may_be_process(target):
         return LeaderNotAvailableError(f"{ids.process_name(target)} is not connected")
-    except AssertionError:
-        return InvalidRequestError(f"{target} names no process")
-
-
-def _cluster_id(paths: Paths) -> str:
-    try:
-        return (paths.metadata_dir / "cluster-id").read_text().strip()
-    except FileNotFoundError:
-        return ""
+    return InvalidRequestError(f"{target} names no process")
 
 
 def main(config: ServerConfig, *, reload: Reload | None = None) -> int:
@@ -274,8 +309,6 @@ def main(config: ServerConfig, *, reload: Reload | None = None) -> int:
 
     def run() -> None:
         with Role.start(config, ids.ROUTER, reload=reload) as role:
-            router = Router(role)
-            role.at_close(router.close)
-            router.run()
+            Router(role).run()
 
     return exit_code_of(run)

@@ -28,6 +28,7 @@ from zbroker.wire.layout import BODY_HEADROOM_BYTES, FRAMES_MAX, NO_PEER, PEER
 LIBZMQ_NEEDED: Final = (4, 3, 5)
 HIGH_WATER_MARK: Final = 64
 HANDSHAKE_MS: Final = 1_000
+INNER_FRAME_BYTES_MAX: Final = 64 << 20  # what the broker's own processes may send: a large cluster's metadata
 RECONNECT_MS: Final = 5
 RECONNECT_MAX_MS: Final = 100
 DEALER_FRAMES_MAX: Final = 64 + 2  # the largest frames_per_message_max, a return address and a peer
@@ -121,9 +122,10 @@ class _Socket:
         self._is_discarding = frame.more
         return []
 
-    def close(self) -> None:
-        """Close the socket. Closing twice is closing once."""
-        self._socket.close()
+    def close(self, linger_ms: int | None = None) -> None:
+        """Close the socket. `linger_ms` is how long `Context.close` then waits for unsent messages; None: as it was
+        made. Closing twice is closing once."""
+        self._socket.close(linger_ms)
 
     @property
     def is_closed(self) -> bool:

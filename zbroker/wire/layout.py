@@ -118,6 +118,20 @@ def pack_reply(header: Header, error: int = 0) -> bytes:
     )  # fmt: skip
 
 
+def pack_version_refusal(header: bytes | memoryview, error: int) -> bytes | None:
+    """The reply to a request of another version: its own first forty bytes, as a failed reply.
+
+    All versions share the first sixteen: magic, version, kind, api, error, correlation. None for what cannot be
+    answered: other bytes, or a reply.
+    """
+    if len(header) < HEADER_BYTES:
+        return None
+    asked = _make(_unpack(header))
+    if asked.magic != MAGIC or asked.kind != REQUEST:
+        return None
+    return _pack(*asked._replace(kind=REPLY, error=error))
+
+
 def unpack_header(frame: bytes | bytearray | memoryview) -> Header:
     """Decode a header. Raises InvalidRequestError for other bytes, UnsupportedVersionError for another version."""
     if len(frame) < HEADER_BYTES:
