@@ -1,9 +1,9 @@
 """The coordinator: keeps the metadata log, watches processes, grants partitions, answers for the broker as a whole.
 
-What to do is decided by core/cluster.py and core/topic_requests.py; this process does it, effect by effect, in the
-order given: the metadata log first, then boards, grants and replies. It is on the path of no produce and no fetch:
-while it is away, both go on. When its log cannot be written it ends: what it decided must not be acted upon, and its
-successor knows only what was written.
+What to do is decided by `core/cluster.py`; this process makes events of what happens, and does the effects in the order
+given. It is on the path of no produce and no fetch: while it is away, both go on. When the disk is full, requests that
+need the log are refused and the rest goes on; when nobody can know what the log holds, the process ends, and its
+successor reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import os
 import secrets
-import shutil
+import signal
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,16 +20,20 @@ from typing import Any, Final, NamedTuple
 from zbroker import ids
 from zbroker.config.load import worker_count
 from zbroker.config.schema import ServerConfig
-from zbroker.core import effects as effect
+from zbroker.core import cluster_events as ev
+from zbroker.core import effects as do
 from zbroker.core.cluster import Cluster
-from zbroker.core.entries import ClusterCreated
-from zbroker.core.topic_requests import Places, TopicRequests
-from zbroker.errors import BrokerError, InvalidRequestError
+from zbroker.core.cluster_state import Site
+from zbroker.core.entries import MEMORY_DISK, Adopted
+from zbroker.core.image import Image
+from zbroker.errors import BrokerError, InvalidRequestError, RequestTimedOutError
+from zbroker.shm.board import board_path
 from zbroker.shm.board_reader import find_boards
 from zbroker.shm.coordinator_board import CoordinatorBoardWriter
-from zbroker.shm.layout import Counter
+from zbroker.shm.layout import WANTED_MAX, Counter
 from zbroker.shm.lockfile import LockFile
 from zbroker.shm.reaper import remove_board
+from zbroker.storage.files import Files
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import Api, Header, pack_reply, unpack_header
 from zbroker.wire.messages import (
@@ -40,29 +45,37 @@ from zbroker.wire.messages import (
     DescribeConfigs,
     Grant,
     Granted,
+    GrantResult,
+    Message,
     MetadataRequest,
     Reconfigure,
     Register,
-    Registered,
     Revoke,
 )
+from zbroker.workers import copy_folders
 from zbroker.workers.link import RouterLink
-from zbroker.workers.metadata_log import MetadataLog
+from zbroker.workers.metadata_log import MetadataLog, MetadataLogFailed
 from zbroker.workers.runtime import Reload, Role, exit_code_of
 
 TICK_MS: Final = 100
-ANNOUNCE_INTERVAL_MS: Final = 200
+ANNOUNCE_TIMEOUT_MS: Final = 200
 GRANT_TIMEOUT_MS: Final = 5_000
 CONTROL_TIMEOUT_MS: Final = 2_000
+RETRY_MS: Final = 50
 REQUEST_TIMEOUT_DEFAULT_MS: Final = 30_000
-SNAPSHOT_ENTRIES: Final = 10_000
-DEAD_BOARD_MS: Final = 5_000
+SNAPSHOT_ENTRIES_MIN: Final = 10_000
+OLD_COORDINATOR_BOARD_MS: Final = 5_000
 CLUSTER_ID_BYTES: Final = 16
-BOARD_HEADROOM_CELLS: Final = 16_384
+CELLS_MIN: Final = 16_384
 
-
-class MetadataLogFailed(RuntimeError):  # noqa: N818 - ends the process, and is no error that a caller handles
-    """The metadata log could not be written."""
+_BODIES: Final[dict[int, type[Message]]] = {
+    Api.METADATA: MetadataRequest,
+    Api.CREATE_TOPICS: CreateTopics,
+    Api.DELETE_TOPICS: DeleteTopics,
+    Api.CREATE_PARTITIONS: CreatePartitions,
+    Api.ALTER_CONFIGS: AlterConfigs,
+    Api.DESCRIBE_CONFIGS: DescribeConfigs,
+}
 
 
 class _Request(NamedTuple):
@@ -73,23 +86,39 @@ class _Request(NamedTuple):
 class Coordinator:
     """See the module."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, files: Files) -> None:
         config, paths = role.config, role.paths
         self._role = role
+        self._files = files
         lock = LockFile.take(paths.data_lock)
         role.at_close(lambda: lock.release(unlink=False))
-        self._log = MetadataLog.open(paths.metadata_dir)
+        self._log = MetadataLog.open(paths.metadata_dir, files)
         role.at_close(self._log.close)
-        self._board = CoordinatorBoardWriter.create(paths.boards_dir, role.incarnation, cells=BOARD_HEADROOM_CELLS)
+        if self._log.cut_bytes:
+            role.log.warning("the metadata log had a torn tail", extra={"cut_bytes": self._log.cut_bytes})
+        image = Image.replayed(self._log.entries)
+        self._log.entries = []
+        cells = max(CELLS_MIN, 2 * image.partition_count())
+        self._board = CoordinatorBoardWriter.create(paths.boards_dir, role.incarnation, cells=cells)
         role.at_close(lambda: self._board.close(unlink=True))
         role.use_board(self._board)
-        self._cluster = Cluster(config, worker_count(config))
-        copies_dirs = [str(path) for path in paths.copies_dirs]
-        places = Places(copies_dirs, str(paths.memory_dir), str(paths.data_dir), str(self._board.path))
-        self._requests = TopicRequests(self._cluster, places)
-        self._pidfds: dict[int, tuple[int, int]] = {}  # process number -> (pidfd, incarnation)
-        self._unsynced = False
+        site = Site(
+            data_dir=str(paths.data_dir),
+            memory_dir=str(paths.memory_dir),
+            further_data_dirs=[str(path) for path in paths.further_data_dirs],
+            board=str(board_path(paths.boards_dir, ids.COORDINATOR, role.incarnation)),
+            incarnation=role.incarnation,
+            partitions_max=cells,
+            processes_max=WANTED_MAX,
+        )
+        self._cluster = Cluster(config, site, worker_count(config), self._board.claim, image)
+        self._check_copies()
+        self._events: deque[ev.Event] = deque()
+        self._is_busy = False
+        self._pidfds: dict[int, int] = {}  # incarnation -> pidfd
+        self._snapshot_at = SNAPSHOT_ENTRIES_MIN
         self._is_ready = False
+        role.at_close(self._close_pidfds)
         self._link = RouterLink(
             role.loop,
             role.clock,
@@ -98,211 +127,197 @@ class Coordinator:
             incarnation=role.incarnation,
             message_max_bytes=config.limits.message_max_bytes,
             on_request=self._on_request,
-            on_welcome=self._show_ready,
+            on_welcome=self._welcomed,
         )
         role.at_close(self._link.close)
-        self._replay()
-        role.at_close(self._close_pidfds)
 
-    def _replay(self) -> None:
-        if self._log.cut_bytes:
-            self._role.log.warning("the metadata log had a torn tail", extra={"cut_bytes": self._log.cut_bytes})
-        image = self._cluster.image
-        for entry in self._log.entries:
-            image.apply(entry)
-        self._log.entries = []
-        if not image.cluster_id:
-            cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(CLUSTER_ID_BYTES)).decode().rstrip("=")
-            self._do([self._cluster.record([ClusterCreated(cluster_id)], durable=True)])
-        self._log.write_cluster_id(image.cluster_id)
-        self._sweep_copies()
-        self._board.supersede_older(self._role.paths.boards_dir)
-        for partition in image.partitions():
-            self._cluster.cells[partition.key] = self._board.claim(*partition.key)
-        self._do(self._cluster.start(self._role.clock.now_ns()))
+    def _roots(self) -> list[Path]:
+        state = self._cluster.state
+        disks = dict.fromkeys([*state.site.disks, *state.image.disk_loads, MEMORY_DISK])
+        return [Path(state.site.root_of(disk)) for disk in disks]
 
-    def _sweep_copies(self) -> None:
-        """Remove copies of topics that were deleted while nobody had them open."""
-        known = self._cluster.image.copy_ids()
-        for root in (*self._role.paths.copies_dirs, self._role.paths.memory_dir):
-            for path in root.iterdir() if root.is_dir() else ():
-                if path.name.isdigit() and int(path.name) not in known:
-                    self._role.log.info("removing a deleted topic's copy", extra={"directory": path})
-                    shutil.rmtree(path, ignore_errors=True)
-
-    def _remove_empty_copies(self) -> None:
-        """Remove the directories around copies that their workers have deleted."""
-        known = self._cluster.image.copy_ids()
-        for root in (*self._role.paths.copies_dirs, self._role.paths.memory_dir):
-            for name in os.listdir(root) if root.is_dir() else ():
-                if name.isdigit() and int(name) not in known:
-                    try:
-                        (root / name).rmdir()
-                    except OSError:
-                        pass  # not empty: another worker has not answered yet
+    def _check_copies(self) -> None:
+        image, memory = self._cluster.image, self._role.paths.memory_dir
+        roots = self._roots()
+        kept = [root for root in roots if root != memory]
+        copy_folders.check_known(kept, image.next_copy_id, self._role.paths.metadata_dir)
+        removed = copy_folders.sweep(kept, image.copy_ids(), image.next_copy_id, self._files)
+        # What lies in memory without a topic is worth nothing, whoever made it.
+        removed += copy_folders.sweep([memory], image.copy_ids(), 1 << 63, self._files)
+        for folder in removed:
+            self._role.log.info("removed a deleted topic's copy", extra={"directory": folder})
 
     def run(self) -> None:
         """Serve until told to stop."""
-        self._role.set_running()
-        self._role.loop.call_every(TICK_MS, self._tick)
-        self._announce()
-        self._role.run()
+        role = self._role
+        boards = find_boards(role.paths.boards_dir)
+        self._board.supersede_older(role.paths.boards_dir)
+        cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(CLUSTER_ID_BYTES)).decode().rstrip("=")
+        found = [(ids.process_number(name), incarnation) for name, incarnation, _ in boards]
+        self._take(ev.Started(cluster_id, self._files.boot_id(), found))
+        self._log.write_cluster_id(self._cluster.image.cluster_id)
+        role.set_running()
+        role.loop.call_every(TICK_MS, self._tick)
+        role.loop.call_after(OLD_COORDINATOR_BOARD_MS, self._remove_older_boards)
+        role.run()
         self._log.sync()
 
-    def _announce(self) -> None:
-        """Ask the processes that were there before this coordinator to register with it."""
-        waiting = False
-        for name, incarnation, _ in find_boards(self._role.paths.boards_dir):
-            number = ids.process_number(name)
-            known = self._cluster.processes.get(number)
-            if number in (ids.COORDINATOR, ids.ROUTER) or (known is not None and known.incarnation == incarnation):
-                continue
-            if ids.is_alive(incarnation):
-                waiting = True
-                body = Announce(self._role.incarnation)
-                self._link.call(number, Api.ANNOUNCE, body, lambda *_: None, timeout_ms=ANNOUNCE_INTERVAL_MS)
-        if waiting:
-            self._role.loop.call_after(ANNOUNCE_INTERVAL_MS, self._announce)
+    def _remove_older_boards(self) -> None:
+        """Readers of the dead coordinators' boards have seen by now that there is a newer one."""
+        for _, incarnation, _ in find_boards(self._role.paths.boards_dir, ids.process_name(ids.COORDINATOR)):
+            remove_board(self._role.paths.boards_dir, ids.COORDINATOR, incarnation)
+
+    def _take(self, event: ev.Event) -> None:
+        """Have the cluster take an event, and every event that follows from doing what it wants."""
+        self._events.append(event)
+        if self._is_busy:
+            return
+        self._is_busy = True
+        try:
+            while self._events:
+                for effect in self._cluster.handle(self._events.popleft(), self._role.clock.now_ns()):
+                    _DO[type(effect)](self, effect)
+        finally:
+            self._is_busy = False
 
     def _tick(self) -> None:
-        now_ns = self._role.clock.now_ns()
-        if self._unsynced:
-            self._log.sync()
-            self._unsynced = False
-        self._do(self._cluster.tick(now_ns))
-        self._do(self._requests.answer_waiting(now_ns))
-        if self._log.entry_count > SNAPSHOT_ENTRIES:
+        self._log.sync()
+        self._take(ev.Ticked())
+        if self._log.entry_count > self._snapshot_at:
             snapshot = self._cluster.image.snapshot()
-            if len(snapshot) < self._log.entry_count // 2:
-                self._log.replace(snapshot)
-                self._role.log.info("metadata log written anew", extra={"entries": len(snapshot)})
+            self._snapshot_at = max(SNAPSHOT_ENTRIES_MIN, 2 * len(snapshot))
+            if self._log.entry_count > self._snapshot_at:
+                self._write_snapshot(snapshot)
+
+    def _write_snapshot(self, snapshot: list[Any]) -> None:
+        try:
+            self._log.replace(snapshot)
+        except BrokerError as error:
+            self._snapshot_at = 2 * self._log.entry_count
+            self._role.log.warning("the metadata log stays as long as it is", extra={"error": error})
+        else:
+            self._role.log.info("metadata log written anew", extra={"entries": len(snapshot)})
 
     def _on_request(self, frames: list[bytes]) -> None:
-        return_address, body = frames[0], frames[3] if len(frames) > 3 else b""
-        header = unpack_header(frames[2])
+        header, body = unpack_header(frames[2]), frames[3] if len(frames) > 3 else b""
         self._board.count(Counter.REQUESTS)
-        request = _Request(return_address, header)
+        request = _Request(frames[0], header)
         try:
-            self._do(self._handle(request, body))
+            event = self._event_of(request, body)
         except BrokerError as error:
-            self._board.count(Counter.ERRORS)
-            self._link.send([return_address, pack_reply(header, error.code), error.message.encode()])
-        self._do(self._requests.answer_waiting(self._role.clock.now_ns()))
+            self._reply(do.Reply(request, None, error.code, error.message))
+            return
+        self._take(event)
 
-    def _handle(self, request: _Request, body: bytes) -> list[effect.Effect]:
-        now_ns = self._role.clock.now_ns()
-        timeout_ms = request.header.timeout_ms or REQUEST_TIMEOUT_DEFAULT_MS
-        requests = self._requests
-        match request.header.api:
-            case Api.METADATA:
-                return requests.metadata(request, decode(MetadataRequest, body), now_ns, timeout_ms)
-            case Api.CREATE_TOPICS:
-                return requests.create_topics(request, decode(CreateTopics, body), now_ns, timeout_ms)
-            case Api.DELETE_TOPICS:
-                return requests.delete_topics(request, decode(DeleteTopics, body))
-            case Api.CREATE_PARTITIONS:
-                return requests.create_partitions(request, decode(CreatePartitions, body), now_ns, timeout_ms)
-            case Api.ALTER_CONFIGS:
-                return requests.alter_configs(request, decode(AlterConfigs, body))
-            case Api.DESCRIBE_CONFIGS:
-                return requests.describe_configs(request, decode(DescribeConfigs, body).name)
-            case Api.DESCRIBE_CLUSTER:
-                return requests.describe_cluster(request)
-            case Api.REGISTER:
-                return self._register(request, decode(Register, body), now_ns)
-        raise InvalidRequestError(f"the coordinator does not answer api {request.header.api}")
-
-    def _register(self, request: _Request, register: Register, now_ns: int) -> list[effect.Effect]:
-        if not ids.is_alive(register.incarnation):
-            return []
-        known = self._cluster.processes.get(register.number)
-        if known is None or known.incarnation != register.incarnation:
+    def _event_of(self, request: _Request, body: bytes) -> ev.Event:
+        api = request.header.api
+        if api == Api.REGISTER:
+            register = decode(Register, body)
             name = ids.process_name(register.number)
-            self._role.log.info("registered", extra={"peer": name, "holding": len(register.holding)})
-        answer = effect.Reply(request, Registered(self._cluster.image.cluster_id, self._role.incarnation))
-        return [answer, *self._cluster.registered(register, now_ns)]
+            self._role.log.info("registers", extra={"peer": name, "holding": len(register.holding)})
+            return ev.ProcessRegistered(request, register)
+        if api == Api.DESCRIBE_CLUSTER:
+            return ev.DescribeClusterAsked(request)
+        if api not in _BODIES:
+            raise InvalidRequestError(f"the coordinator does not answer api {api}")
+        return ev.Asked(request, decode(_BODIES[api], body), request.header.timeout_ms or REQUEST_TIMEOUT_DEFAULT_MS)
 
-    def _do(self, effects: list[effect.Effect]) -> None:
-        for found in effects:
-            _DO[type(found)](self, found)
-
-    def _append(self, found: effect.AppendEntries) -> None:
+    def _append(self, effect: do.AppendEntries) -> None:
+        for entry in effect.entries:
+            if isinstance(entry, Adopted):
+                name = ids.process_name(entry.owner)
+                self._role.log.warning("adopts", extra={"peer": name, "copies": len(entry.copy_ids)})
         try:
-            self._log.append(found.entries, durable=found.durable)
+            self._log.append(effect.entries, durable=effect.durable)
         except BrokerError as error:
-            raise MetadataLogFailed(str(error)) from error
-        self._unsynced = self._unsynced or not found.durable
+            if self._role.once.allows("append", self._role.clock.now_ns()):
+                self._role.log.error("the metadata log cannot be written", extra={"error": error})
+            self._events.appendleft(ev.AppendFailed(error))
+        else:
+            self._events.appendleft(ev.EntriesAppended())
 
-    def _send_grant(self, found: effect.SendGrant) -> None:
-        for grant in found.grants:
-            key = (grant.topic_id, grant.partition)
-            if key not in self._cluster.cells:
-                self._cluster.cells[key] = self._board.claim(*key)
-        self._board.count(Counter.ELECTIONS, len(found.grants))
-        grants = [self._with_cell(grant) for grant in found.grants]
+    def _send_announce(self, effect: do.SendAnnounce) -> None:
+        body = Announce(self._role.incarnation)
+        self._link.call(effect.number, Api.ANNOUNCE, body, lambda *_: None, timeout_ms=ANNOUNCE_TIMEOUT_MS)
+
+    def _send_grant(self, effect: do.SendGrant) -> None:
+        number, incarnation, grants = effect.number, effect.incarnation, effect.grants
+        self._board.count(Counter.ELECTIONS, len(grants))
 
         def answered(error: BrokerError | None, body: bytes) -> None:
-            results = None if error is not None else decode(Granted, body).results
             if error is not None:
-                self._role.log.warning("a grant was not answered", extra={"error": error})
-            now_ns = self._role.clock.now_ns()
-            self._do(self._cluster.grant_answered(found.number, found.incarnation, grants, results, now_ns))
-            self._do(self._requests.answer_waiting(now_ns))
+                self._take_late(error, ev.GrantAnswered(number, incarnation, grants, None))
+                return
+            results: list[GrantResult] = []
+            try:
+                results = decode(Granted, body).results
+            except BrokerError as unreadable:
+                self._role.log.error("an answer that cannot be read", extra={"error": unreadable})
+            for result in results:
+                if result.error:
+                    where = {"topic_id": result.topic_id, "partition": result.partition, "error": result.message}
+                    self._role.log.error("a partition cannot be led", extra=where)
+            self._take(ev.GrantAnswered(number, incarnation, grants, results))
 
-        self._link.call(found.number, Api.GRANT, Grant(grants), answered, timeout_ms=GRANT_TIMEOUT_MS)
+        self._link.call(number, Api.GRANT, Grant(grants), answered, timeout_ms=GRANT_TIMEOUT_MS)
 
-    def _with_cell(self, grant: Any) -> Any:
-        partition = self._cluster.image.partition(grant.topic_id, grant.partition)
-        return self._cluster.grant_of(partition) if partition is not None else grant
+    def _take_late(self, error: BrokerError, event: ev.Event) -> None:
+        """Report what a process did not do. A router that does not know it says so at once: then a little later."""
+        delay_ms = 0 if isinstance(error, RequestTimedOutError) else RETRY_MS
+        self._role.loop.call_after(delay_ms, lambda: self._take(event))
 
-    def _send_revoke(self, found: effect.SendRevoke) -> None:
-        incarnation = self._incarnation_of(found.number)
-
+    def _send_revoke(self, effect: do.SendRevoke) -> None:
         def answered(error: BrokerError | None, _: bytes) -> None:
+            number, incarnation, revocations = effect.number, effect.incarnation, effect.revocations
             if error is None:
-                self._remove_empty_copies()
-            elif incarnation and self._incarnation_of(found.number) == incarnation:
-                self._send_revoke(found)
+                self._take(ev.RevokeAnswered(number, incarnation, revocations, True))
+            else:
+                self._take_late(error, ev.RevokeAnswered(number, incarnation, revocations, False))
 
-        self._link.call(found.number, Api.REVOKE, Revoke(found.revocations), answered, timeout_ms=CONTROL_TIMEOUT_MS)
+        self._link.call(effect.number, Api.REVOKE, Revoke(effect.revocations), answered, timeout_ms=CONTROL_TIMEOUT_MS)
 
-    def _send_reconfigure(self, found: effect.SendReconfigure) -> None:
-        incarnation = self._incarnation_of(found.number)
-
+    def _send_reconfigure(self, effect: do.SendReconfigure) -> None:
         def answered(error: BrokerError | None, _: bytes) -> None:
-            if error is not None and incarnation and self._incarnation_of(found.number) == incarnation:
-                self._send_reconfigure(found)
+            number, incarnation, topic_id = effect.number, effect.incarnation, effect.topic_id
+            if error is None:
+                self._take(ev.ReconfigureAnswered(number, incarnation, topic_id, True))
+            else:
+                self._take_late(error, ev.ReconfigureAnswered(number, incarnation, topic_id, False))
 
-        body = Reconfigure(found.topic_id, found.config)
-        self._link.call(found.number, Api.RECONFIGURE, body, answered, timeout_ms=CONTROL_TIMEOUT_MS)
+        body = Reconfigure(effect.topic_id, effect.config)
+        self._link.call(effect.number, Api.RECONFIGURE, body, answered, timeout_ms=CONTROL_TIMEOUT_MS)
 
-    def _incarnation_of(self, number: int) -> int:
-        process = self._cluster.processes.get(number)
-        return process.incarnation if process is not None and process.alive else 0
+    def _reply(self, effect: do.Reply) -> None:
+        assert isinstance(effect.request, _Request)
+        if effect.error:
+            self._board.count(Counter.ERRORS)
+        body = effect.text.encode() if effect.error else encode(effect.body)
+        self._link.send([effect.request.return_address, pack_reply(effect.request.header, effect.error), body])
 
-    def _reply(self, found: effect.Reply) -> None:
-        assert isinstance(found.request, _Request)
-        body = found.text.encode() if found.error else encode(found.body)
-        self._link.send([found.request.return_address, pack_reply(found.request.header, found.error), body])
+    def _publish_leader(self, effect: do.PublishLeader) -> None:
+        slot = self._board.claim(effect.topic_id, effect.partition)
+        self._board.set_leader(slot, effect.leader_epoch, effect.number, effect.incarnation)
 
-    def _publish_leader(self, found: effect.PublishLeader) -> None:
-        slot = self._board.claim(found.topic_id, found.partition)
-        self._cluster.cells[found.topic_id, found.partition] = slot
-        self._board.set_leader(slot, found.leader_epoch, found.number, found.incarnation)
+    def _forget_partition(self, effect: do.ForgetPartition) -> None:
+        self._board.claim(effect.topic_id, effect.partition)
+        self._board.free(effect.topic_id, effect.partition)
 
-    def _forget_partition(self, found: effect.ForgetPartition) -> None:
-        self._cluster.cells.pop((found.topic_id, found.partition), None)
-        self._board.claim(found.topic_id, found.partition)
-        self._board.free(found.topic_id, found.partition)
+    def _delete_copy(self, effect: do.DeleteCopy) -> None:
+        for root in self._roots():
+            copy_folders.remove(root, effect.copy_id, self._files)
 
-    def _delete_files(self, found: effect.DeleteFiles) -> None:
-        shutil.rmtree(Path(found.directory).parent, ignore_errors=True)
+    def _remove_board(self, effect: do.RemoveBoard) -> None:
+        remove_board(self._role.paths.boards_dir, effect.number, effect.incarnation)
 
-    def _publish_wanted(self, found: effect.PublishWanted) -> None:
-        self._board.set_wanted(found.numbers)
+    def _publish_wanted(self, effect: do.PublishWanted) -> None:
+        self._board.set_wanted(effect.numbers)
 
-    def _publish_ready(self, _: effect.PublishReady) -> None:
+    def _publish_ready(self, _: do.PublishReady) -> None:
         self._is_ready = True
+        self._show_ready()
+
+    def _welcomed(self) -> None:
+        self._take(ev.Connected())
         self._show_ready()
 
     def _show_ready(self) -> None:
@@ -311,51 +326,55 @@ class Coordinator:
             self._board.set_ready()
             self._role.log.info("ready")
 
-    def _watch_process(self, found: effect.WatchProcess) -> None:
-        self._unwatch(found.number)
-        fd = ids.open_pidfd(found.incarnation)
+    def _watch_process(self, effect: do.WatchProcess) -> None:
+        number, incarnation = effect.number, effect.incarnation
+        fd = ids.open_pidfd(incarnation)
         if fd is None:
-            self._role.loop.call_after(0, lambda: self._process_died(found.number, found.incarnation))
+            self._events.append(ev.ProcessDied(number, incarnation))
             return
-        self._pidfds[found.number] = (fd, found.incarnation)
-        self._role.loop.add_reader(fd, lambda: self._process_died(found.number, found.incarnation))
+        self._pidfds[incarnation] = fd
+        self._role.loop.add_reader(fd, lambda: self._process_died(number, incarnation))
 
     def _process_died(self, number: int, incarnation: int) -> None:
-        watched = self._pidfds.get(number)
-        if watched is not None and watched[1] == incarnation:
-            self._unwatch(number)
+        self._unwatch(incarnation)
         self._board.count(Counter.DEATHS_SEEN)
         self._role.log.warning("a process has ended", extra={"peer": ids.process_name(number)})
-        self._do(self._cluster.died(number, incarnation, self._role.clock.now_ns()))
-        # Readers of the dead board need it until its successors have published; who has it mapped keeps it anyhow.
-        self._role.loop.call_after(DEAD_BOARD_MS, lambda: self._remove_board(number, incarnation))
+        self._take(ev.ProcessDied(number, incarnation))
 
-    def _remove_board(self, number: int, incarnation: int) -> None:
-        remove_board(self._role.paths.boards_dir, number, incarnation)
+    def _fence_process(self, effect: do.FenceProcess) -> None:
+        fd = self._pidfds.get(effect.incarnation)
+        if fd is not None:
+            try:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it is dead, and its pidfd will say so
 
-    def _unwatch(self, number: int) -> None:
-        watched = self._pidfds.pop(number, None)
-        if watched is not None:
-            self._role.loop.remove_reader(watched[0])
-            os.close(watched[0])
+    def _unwatch(self, incarnation: int) -> None:
+        fd = self._pidfds.pop(incarnation, None)
+        if fd is not None:
+            self._role.loop.remove_reader(fd)
+            os.close(fd)
 
     def _close_pidfds(self) -> None:
-        for number in list(self._pidfds):
-            self._unwatch(number)
+        for incarnation in list(self._pidfds):
+            self._unwatch(incarnation)
 
 
-_DO: Final[dict[type[effect.Effect], Callable[[Coordinator, Any], None]]] = {
-    effect.AppendEntries: Coordinator._append,
-    effect.SendGrant: Coordinator._send_grant,
-    effect.SendRevoke: Coordinator._send_revoke,
-    effect.SendReconfigure: Coordinator._send_reconfigure,
-    effect.Reply: Coordinator._reply,
-    effect.PublishLeader: Coordinator._publish_leader,
-    effect.ForgetPartition: Coordinator._forget_partition,
-    effect.DeleteFiles: Coordinator._delete_files,
-    effect.PublishWanted: Coordinator._publish_wanted,
-    effect.PublishReady: Coordinator._publish_ready,
-    effect.WatchProcess: Coordinator._watch_process,
+_DO: Final[dict[type[do.Effect], Callable[[Coordinator, Any], None]]] = {
+    do.AppendEntries: Coordinator._append,
+    do.WatchProcess: Coordinator._watch_process,
+    do.FenceProcess: Coordinator._fence_process,
+    do.SendAnnounce: Coordinator._send_announce,
+    do.SendGrant: Coordinator._send_grant,
+    do.SendRevoke: Coordinator._send_revoke,
+    do.SendReconfigure: Coordinator._send_reconfigure,
+    do.Reply: Coordinator._reply,
+    do.PublishLeader: Coordinator._publish_leader,
+    do.ForgetPartition: Coordinator._forget_partition,
+    do.DeleteCopy: Coordinator._delete_copy,
+    do.RemoveBoard: Coordinator._remove_board,
+    do.PublishWanted: Coordinator._publish_wanted,
+    do.PublishReady: Coordinator._publish_ready,
 }
 
 
@@ -364,6 +383,9 @@ def main(config: ServerConfig, *, reload: Reload | None = None) -> int:
 
     def run() -> None:
         with Role.start(config, ids.COORDINATOR, reload=reload) as role:
-            Coordinator(role).run()
+            Coordinator(role, Files()).run()
 
     return exit_code_of(run)
+
+
+__all__ = ["Coordinator", "MetadataLogFailed", "main"]

@@ -1,17 +1,21 @@
 """The metadata log: one file of entries, appended, replayed, now and then written anew as a snapshot.
 
-    metadata/log       frames as in core/entries.py: length u32 | CRC-32C u32 | body, little-endian
+    metadata/log         frames: length u32 | crc u32 | synced u64 | body                              little-endian
+                         length: of the body; crc: CRC-32C of synced and body; body: one entry (`core/entries.py`)
+                         synced: up to this byte of the file everything was on the disk when the frame was written
+                         length 0: a mark, written after a sync for its `synced` alone
     metadata/cluster-id  the cluster's id as text, for processes that only want to say it
 
-Guarantees: when `append` with `durable` returns, the entries survive a power cut. A tail that was torn by a crash is
-cut when the log is opened, and said so in the log lines; damage before the last good frame is refused with
-CopyDamagedError, because entries after it would be silently lost. A snapshot replaces the file as a whole (write,
-fsync, rename, fsync of the directory).
+Guarantees: when `append` with `durable` returns, the entries survive a power cut. When it raises a BrokerError, none of
+them is in the log. When nobody can know, it raises MetadataLogFailed: the process must end, and its successor will see.
+
+Opening tells a torn tail from damage by `synced`. A power cut may lose any part of what was not synced, and keep what
+was written after it: such a tail is cut. A bad frame below the `synced` of any good frame behind it was on the disk and
+has changed since: that is refused with CopyDamagedError, because every entry after it would be silently lost.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -21,19 +25,48 @@ from typing import Final
 import msgspec
 
 from zbroker.core.entries import LAYOUT, AnyEntry, ClusterCreated
-from zbroker.errors import BrokerError, CopyDamagedError, DiskFullError, StorageError, UnsupportedVersionError
+from zbroker.errors import BrokerError, CopyDamagedError, StorageError, UnsupportedVersionError
 from zbroker.record.crc import crc32c
+from zbroker.storage.files import Files
 
-FRAME: Final = struct.Struct("<II")
+FRAME: Final = struct.Struct("<IIQ")
 ENTRY_BYTES_MAX: Final = 64 << 20
+LOG_NAME: Final = "log"
+CLUSTER_ID_NAME: Final = "cluster-id"
+_CLUSTER_ID_BYTES_MAX: Final = 256
+_CRC_FROM: Final = 8
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(AnyEntry)
 
+assert FRAME.size == 16
 
-def frame(entry: AnyEntry) -> bytes:
-    """One entry as its bytes in the file."""
-    body = _encode(entry)
-    return FRAME.pack(len(body), crc32c(body)) + body
+
+class MetadataLogFailed(RuntimeError):  # noqa: N818 - ends the process, and is no error that a caller handles
+    """The metadata log is in a state that only a restart can tell."""
+
+
+def frame(body: bytes, synced: int) -> bytes:
+    """A body as its bytes in the file."""
+    covered = synced.to_bytes(8, "little") + body
+    return FRAME.pack(len(body), crc32c(covered), synced) + body
+
+
+def frames(entries: Sequence[AnyEntry], synced: int) -> bytes:
+    """Entries as their bytes in the file."""
+    return b"".join(frame(_encode(entry), synced) for entry in entries)
+
+
+def _frame_at(data: bytes, position: int, synced_min: int = 0) -> tuple[bytes, int] | None:
+    """The body of the good frame at a position, and the position after it."""
+    if position + FRAME.size > len(data):
+        return None
+    size_bytes, crc, synced = FRAME.unpack_from(data, position)
+    end = position + FRAME.size + size_bytes
+    if size_bytes > ENTRY_BYTES_MAX or end > len(data) or not synced_min <= synced <= position:
+        return None
+    if crc32c(data[position + _CRC_FROM : end]) != crc:
+        return None
+    return data[position + FRAME.size : end], end
 
 
 def parse(data: bytes) -> tuple[list[AnyEntry], int]:
@@ -43,144 +76,140 @@ def parse(data: bytes) -> tuple[list[AnyEntry], int]:
     """
     entries: list[AnyEntry] = []
     position = 0
-    while position + FRAME.size <= len(data):
-        size_bytes, crc = FRAME.unpack_from(data, position)
-        body = data[position + FRAME.size : position + FRAME.size + size_bytes]
-        if not 0 < size_bytes <= ENTRY_BYTES_MAX or len(body) < size_bytes or crc32c(body) != crc:
-            break
-        try:
-            entry = _decoder.decode(body)
-        except msgspec.DecodeError as error:
-            raise UnsupportedVersionError(
-                f"metadata entry at {position}: {error}; written by a newer zbroker?"
-            ) from error
-        if isinstance(entry, ClusterCreated) and entry.layout != LAYOUT:
-            raise UnsupportedVersionError(f"metadata layout {entry.layout}; this zbroker reads {LAYOUT}")
-        entries.append(entry)
-        position += FRAME.size + size_bytes
+    while found := _frame_at(data, position):
+        body, end = found
+        if body:
+            try:
+                entry = _decoder.decode(body)
+            except msgspec.DecodeError as error:
+                raise UnsupportedVersionError(
+                    f"metadata entry at {position}: {error}; written by a newer zbroker?"
+                ) from error
+            if isinstance(entry, ClusterCreated) and entry.layout != LAYOUT:
+                raise UnsupportedVersionError(f"metadata layout {entry.layout}; this zbroker reads {LAYOUT}")
+            entries.append(entry)
+        position = end
     return entries, position
 
 
-def _frame_follows(data: bytes, position: int) -> bool:
-    """Whether a whole good frame lies anywhere behind `position`: then what is there is damage, not a torn tail."""
-    for at in range(position + 1, len(data) - FRAME.size):
-        size_bytes, crc = FRAME.unpack_from(data, at)
-        body = data[at + FRAME.size : at + FRAME.size + size_bytes]
-        if 0 < size_bytes <= len(body) and crc32c(body) == crc:
-            return True
-    return False
+def was_synced(data: bytes, position: int) -> bool:
+    """Whether a good frame behind `position` says that what was there had been on the disk."""
+    return any(_frame_at(data, at, synced_min=position + 1) for at in range(position + 1, len(data) - FRAME.size + 1))
 
 
 class MetadataLog:
     """An open log. One process has it: the coordinator, which holds the data directory's lock."""
 
-    def __init__(self, directory: Path, fd: int, position: int, entries: list[AnyEntry], cut_bytes: int) -> None:
+    def __init__(self, directory: Path, files: Files, fd: int, position: int, entries: list[AnyEntry]) -> None:
         self._directory = directory
+        self._files = files
         self._fd = fd
         self._position = position
+        self._synced = 0
         self.entries = entries
         self.entry_count = len(entries)
-        self.cut_bytes = cut_bytes
+        self.cut_bytes = 0
 
     @classmethod
-    def open(cls, directory: Path) -> MetadataLog:
+    def open(cls, directory: Path, files: Files) -> MetadataLog:
         """Open or make the log. `entries` is what it holds, `cut_bytes` how much of a torn tail was cut.
 
-        Raises CopyDamagedError, UnsupportedVersionError, DiskFullError, StorageError.
+        Raises CopyDamagedError, UnsupportedVersionError, DiskFullError, StorageError, TooManyOpenFilesError.
         """
-        path = directory / "log"
+        path = directory / LOG_NAME
+        files.unlink(path.with_name(path.name + ".tmp"))
+        fd = files.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise _typed(error, path) from error
-        try:
-            size_bytes = os.fstat(fd).st_size
-            data = os.pread(fd, size_bytes, 0)
+            size_bytes = files.size_bytes(fd)
+            data = files.pread(fd, size_bytes, 0)
             entries, position = parse(data)
+            if position < size_bytes and was_synced(data, position):
+                raise CopyDamagedError(
+                    f"{path}: damage at byte {position}, which was on the disk",
+                    hint="restore the metadata directory from a backup",
+                )
+            log = cls(directory, files, fd, position, entries)
             if position < size_bytes:
-                if _frame_follows(data, position):
-                    raise CopyDamagedError(
-                        f"{path}: damage at byte {position}, with whole entries after it",
-                        hint="restore the metadata directory from a backup",
-                    )
-                # Nobody maps this file, so it can be shortened.
-                os.ftruncate(fd, position)
-                os.fsync(fd)
-        except OSError as error:
-            os.close(fd)
-            raise _typed(error, path) from error
+                log._cut()  # nobody maps this file, so it can be shortened
+                log.cut_bytes = size_bytes - position
+            files.fsync_directory(directory)
+            log.sync()
+        except MetadataLogFailed as error:
+            files.close(fd)
+            raise StorageError(str(error)) from error
         except BaseException:
-            os.close(fd)
+            files.close(fd)
             raise
-        return cls(directory, fd, position, entries, size_bytes - position)
+        return log
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the log."""
+        return self._position
 
     def append(self, entries: Sequence[AnyEntry], *, durable: bool) -> None:
-        """Append entries in one write. After an error none of them is in the log."""
-        data = memoryview(b"".join(map(frame, entries)))
+        """Append entries in one write. Raises BrokerError when none of them is in the log, else MetadataLogFailed."""
+        data = frames(entries, self._synced)
+        assert len(data) <= ENTRY_BYTES_MAX, f"{len(data)} bytes in one append"
         try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._fd, data[written:], self._position + written)
-            if durable:
-                os.fdatasync(self._fd)
-        except OSError as error:
-            os.ftruncate(self._fd, self._position)
-            raise _typed(error, self._directory / "log") from error
+            self._files.pwrite(self._fd, data, self._position)
+        except BrokerError:
+            self._cut()
+            raise
         self._position += len(data)
         self.entry_count += len(entries)
+        if durable:
+            self.sync()
 
     def sync(self) -> None:
-        """Return when everything that was appended is on the disk."""
+        """Return when everything that was appended is on the disk, and the file says so. Raises MetadataLogFailed."""
+        if self._synced == self._position:
+            return
         try:
-            os.fdatasync(self._fd)
+            self._files.fdatasync(self._fd)
+        except BrokerError as error:
+            raise MetadataLogFailed(f"{self._directory / LOG_NAME}: {error}") from error
+        mark = frame(b"", self._position)
+        try:
+            self._files.pwrite(self._fd, mark, self._position)
+        except BrokerError:
+            self._synced = self._position
+            self._cut()  # the entries are safe; damage to them would be taken for a torn tail until the next mark
+            return
+        self._synced = self._position = self._position + len(mark)
+
+    def _cut(self) -> None:
+        try:
+            os.ftruncate(self._fd, self._position)
         except OSError as error:
-            raise _typed(error, self._directory / "log") from error
+            raise MetadataLogFailed(f"{self._directory / LOG_NAME}: cannot be shortened: {error.strerror}") from error
 
     def replace(self, entries: Sequence[AnyEntry]) -> None:
-        """Put a snapshot in the place of the log. After an error or a crash either the old or the new one is there."""
-        path, new = self._directory / "log", self._directory / "log.new"
-        data = memoryview(b"".join(map(frame, entries)))
+        """Put a snapshot in the place of the log: after a crash either the old or the new one is there, whole.
+
+        Raises BrokerError while the old one is still in use, else MetadataLogFailed.
+        """
+        path = self._directory / LOG_NAME
+        data = frames(entries, 0)
+        self._files.replace_file(path, data, durable=True)
         try:
-            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _typed(error, new) from error
-        try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(fd, data[written:], written)
-            os.fsync(fd)
-            os.rename(new, path)
-            sync_directory(self._directory)
-        except OSError as error:
-            os.close(fd)
-            raise _typed(error, new) from error
-        os.close(self._fd)
+            fd = self._files.open(path, os.O_RDWR)
+        except (BrokerError, FileNotFoundError) as error:
+            raise MetadataLogFailed(f"{path}: the snapshot cannot be opened: {error}") from error
+        self._files.close(self._fd)
         self._fd = fd
         self._position = len(data)
+        self._synced = 0
         self.entry_count = len(entries)
+        self.sync()
 
     def write_cluster_id(self, cluster_id: str) -> None:
-        """Show the cluster's id to processes that do not read the log."""
-        path = self._directory / "cluster-id"
-        if not path.exists():
-            new = path.with_suffix(".new")
-            new.write_text(cluster_id + "\n")
-            new.rename(path)
+        """Show the cluster's id to processes that do not read the log. Raises BrokerError."""
+        path = self._directory / CLUSTER_ID_NAME
+        text = f"{cluster_id}\n".encode()
+        if self._files.read_file(path, _CLUSTER_ID_BYTES_MAX) != text:
+            self._files.replace_file(path, text, durable=False)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
-
-
-def sync_directory(directory: Path) -> None:
-    """Return when the directory's names are on the disk. Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _typed(error: OSError, path: Path) -> BrokerError:
-    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-    return kind(f"{path}: {error.strerror}")
+        self._files.close(self._fd)

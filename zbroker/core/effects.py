@@ -1,4 +1,8 @@
-"""What the coordinator's state machine wants done, in the order in which it must be done."""
+"""What the coordinator's state machine wants done, in the order in which it must be done.
+
+`AppendEntries` is always the last effect of its list: what depends on it comes out of `Cluster.handle` when that is
+told `EntriesAppended`. An effect never fails; what can fail is reported as an event.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,33 @@ class Effect(Struct, frozen=True):
 
 
 class AppendEntries(Effect, frozen=True):
-    """Append to the metadata log, in one write; `durable`: on the disk before the next effect."""
+    """Append to the metadata log, in one write; `durable`: on the disk before it is reported.
+
+    Report `EntriesAppended` or, when none of them is in the log, `AppendFailed`, before any other event.
+    """
 
     entries: list[AnyEntry]
     durable: bool
+
+
+class WatchProcess(Effect, frozen=True):
+    """Report `ProcessDied` when this incarnation ends; at once if it has."""
+
+    number: int
+    incarnation: int
+
+
+class FenceProcess(Effect, frozen=True):
+    """SIGKILL this incarnation, which is watched: a newer one holds its lock."""
+
+    number: int
+    incarnation: int
+
+
+class SendAnnounce(Effect, frozen=True):
+    """Ask a process to register."""
+
+    number: int
 
 
 class SendGrant(Effect, frozen=True):
@@ -28,16 +55,18 @@ class SendGrant(Effect, frozen=True):
 
 
 class SendRevoke(Effect, frozen=True):
-    """Have a process close partitions."""
+    """Have a process close partitions; report `RevokeAnswered`."""
 
     number: int
+    incarnation: int
     revocations: list[Revocation]
 
 
 class SendReconfigure(Effect, frozen=True):
-    """Tell a process a topic's settings in force."""
+    """Tell a process a topic's settings in force; report `ReconfigureAnswered`."""
 
     number: int
+    incarnation: int
     topic_id: int
     config: dict[str, str]
 
@@ -68,10 +97,17 @@ class ForgetPartition(Effect, frozen=True):
     partition: int
 
 
-class DeleteFiles(Effect, frozen=True):
-    """Remove a deleted copy's directory, which no process has open."""
+class DeleteCopy(Effect, frozen=True):
+    """Remove what is left of a deleted copy, which no process has open, on whichever disk it lies."""
 
-    directory: str
+    copy_id: int
+
+
+class RemoveBoard(Effect, frozen=True):
+    """Remove a dead incarnation's board: everything it led has been published by another, or is gone."""
+
+    number: int
+    incarnation: int
 
 
 class PublishWanted(Effect, frozen=True):
@@ -82,12 +118,3 @@ class PublishWanted(Effect, frozen=True):
 
 class PublishReady(Effect, frozen=True):
     """Show that the broker answers."""
-
-
-class WatchProcess(Effect, frozen=True):
-    """Report `ProcessDied` when this incarnation ends; at once if it has."""
-
-    number: int
-    incarnation: int
-    board: str
-    lane_socket: str

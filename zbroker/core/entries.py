@@ -1,18 +1,21 @@
 """Entries of the metadata log: every fact that the broker must not forget, in the order in which it became one.
 
-    frame in the file: length u32 | CRC-32C of the body u32 | body: msgpack map with its `type`            little-endian
+An entry is a msgpack map with its `type`; how entries stand in the file is said in `workers/metadata_log.py`.
 
-Fields are only ever added, with a default. An entry of an unknown type is written by a newer broker: the log is then
+Fields are only ever added, with a default. An entry of an unknown type was written by a newer broker: the log is then
 refused as a whole, because what would be missing cannot be guessed. Layout version: the first entry's `layout`.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
-LAYOUT = 1
+LAYOUT: Final = 1
+
+DATA_DISK: Final = "data"
+MEMORY_DISK: Final = "memory"
 
 
 class Entry(msgspec.Struct, tag_field="type", tag=True, frozen=True):
@@ -26,17 +29,34 @@ class ClusterCreated(Entry, frozen=True):
     layout: int = LAYOUT
 
 
+class Booted(Entry, frozen=True):
+    """The host was started anew: every process of before is gone, and so is what was not synced then.
+
+    An election reaches the disk at most a moment after its grant, so epochs above the last one in the log may have been
+    used. They go on `EPOCHS_A_BOOT` higher, which nothing can have reached in that moment.
+    """
+
+    boot_id: str
+
+
+EPOCHS_A_BOOT: Final = 100
+
+
 class Placement(msgspec.Struct, frozen=True):
-    """A new copy of a partition: its permanent number, where its files are, which process has it."""
+    """A new copy of a partition: its permanent number, the disk it lies on, which process has it.
+
+    `disk` is "data" (the data directory), "memory", or the path of a further data directory. The data directory itself
+    is not named: it may be moved.
+    """
 
     partition: int
     copy_id: int
-    directory: str
+    disk: str
     owner: int
 
 
 class TopicCreated(Entry, frozen=True):
-    """A topic and its first partitions. Topic ids begin at 1 and are never used again."""
+    """A topic and its first partitions. Topic ids begin at 1 and are never used again; neither are copy ids."""
 
     topic_id: int
     name: str
@@ -79,6 +99,22 @@ class Adopted(Entry, frozen=True):
     copy_ids: list[int]
 
 
+class Continued(Entry, frozen=True):
+    """The last entry of a snapshot: what the entries that it replaces had counted to."""
+
+    version: int
+    next_topic_id: int
+    next_copy_id: int
+
+
 AnyEntry: TypeAlias = (
-    ClusterCreated | TopicCreated | PartitionsAdded | TopicConfigured | TopicDeleted | Elected | Adopted
+    ClusterCreated
+    | Booted
+    | TopicCreated
+    | PartitionsAdded
+    | TopicConfigured
+    | TopicDeleted
+    | Elected
+    | Adopted
+    | Continued
 )

@@ -1,46 +1,59 @@
-"""Which process gets a new copy, and which directory.
+"""Which process gets a new copy, and which disk.
 
-Even by topic first, then over all topics, then by number: partition counts of two processes never differ by more than
-one for a topic that was created at once while they were up.
+Even by topic first, then over all topics, then by number: a topic that is created while all processes are up has at
+most one partition more on one process than on another. A copy stays where it was placed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+from zbroker.errors import PolicyViolationError
 
 
-def choose_owners(count: int, processes: Sequence[int], of_topic: Iterable[int], of_all: Iterable[int]) -> list[int]:
-    """Owners for `count` new partitions. `of_topic` and `of_all` name the owner of each partition that exists."""
-    assert processes, "somebody must own a copy"
-    topic_load, load = Counter(of_topic), Counter(of_all)
-    owners = []
+def choose_owners(
+    count: int,
+    processes: Sequence[int],
+    of_topic: Iterable[int],
+    loads: Mapping[int, int],
+    copies_max: int,
+) -> list[int]:
+    """Owners for `count` new copies. `of_topic` names the owner of each partition that the topic has, `loads` how many
+    copies a process has already. Raises PolicyViolationError when every process has `copies_max`."""
+    topic_load, load = Counter(of_topic), Counter(loads)
+    owners: list[int] = []
+    open_ones = [number for number in processes if load[number] < copies_max]
     for _ in range(count):
-        owner = min(processes, key=lambda number: (topic_load[number], load[number], number))
+        if not open_ones:
+            text = f"every one of {len(processes)} worker processes has its {copies_max} partitions"
+            raise PolicyViolationError(text, hint="[limits] partitions_per_process_max; [workers] count")
+        owner = min(open_ones, key=lambda number: (topic_load[number], load[number], number))
         topic_load[owner] += 1
         load[owner] += 1
         owners.append(owner)
+        if load[owner] >= copies_max:
+            open_ones.remove(owner)
     return owners
 
 
-def choose_directories(count: int, directories: Sequence[str], of_all: Iterable[str]) -> list[str]:
-    """Data directories for `count` new copies: each the one with the fewest. `of_all` names each copy's directory."""
-    load = Counter(of_all)
+def choose_disks(count: int, disks: Sequence[str], loads: Mapping[str, int]) -> list[str]:
+    """Disks for `count` new copies: each the one with the fewest, the first of those that have as few."""
+    load = {disk: loads.get(disk, 0) for disk in disks}
     chosen = []
     for _ in range(count):
-        directory = min(directories, key=lambda name: (load[name], directories.index(name)))
-        load[directory] += 1
-        chosen.append(directory)
+        disk = min(disks, key=load.__getitem__)
+        load[disk] += 1
+        chosen.append(disk)
     return chosen
 
 
-def lowest_free(count: int, taken: Iterable[int]) -> list[int]:
+def lowest_free(count: int, taken: Container[int]) -> list[int]:
     """The `count` lowest indexes, from 0, that are not taken."""
-    used = set(taken)
     found: list[int] = []
     index = 0
     while len(found) < count:
-        if index not in used:
+        if index not in taken:
             found.append(index)
         index += 1
     return found
