@@ -237,7 +237,10 @@ class Fetcher:
             return False
         source = one.source
         if isinstance(source, LocalPartition | RemotePartition) and source.topic_id == topic.topic_id:
-            if source.info == info and not source.is_moved():
+            is_same = source.info == info and not source.is_moved()
+            if isinstance(source, LocalPartition):
+                is_same = is_same and source.coordinator_path == self.topology.view.coordinator_board
+            if is_same:
                 return True
             if source.info == info and isinstance(source, RemotePartition):
                 source.needs_metadata = False
@@ -274,7 +277,7 @@ class Fetcher:
             error, self._error = self._error, None
             raise error
         is_missing = bool(self._subscription.absent) or len(sources) < len(active)
-        if is_missing or any(source.is_moved() for source in sources):
+        if is_missing or self._boards.is_coordinator_gone() or any(source.is_moved() for source in sources):
             self._ask()
             timeout_ms = min(timeout_ms, self.topology.wait_ms)
         if self._hold_until_ns:

@@ -26,6 +26,7 @@ from zbroker.shm.layout import CellState
 from zbroker.wire.messages import PartitionInfo
 
 MISSING_MS_MAX: Final = 5_000
+LOOK_INTERVAL_NS: Final = 100 * NS_PER_MS
 
 
 class Boards:
@@ -34,6 +35,7 @@ class Boards:
     def __init__(self) -> None:
         self._boards: dict[str, BoardReader] = {}
         self._coordinator: CoordinatorBoardReader | None = None
+        self._next_look_ns = 0
 
     def process_board(self, path: str) -> BoardReader | None:
         """A process's board; None when it is gone or cannot be read."""
@@ -53,6 +55,14 @@ class Boards:
             except (FileNotFoundError, BrokerError):
                 return None
         return self._coordinator
+
+    def is_coordinator_gone(self) -> bool:
+        """Whether the coordinator's board was removed: it died, and so did all who could say so on it."""
+        now_ns = time.monotonic_ns()
+        if self._coordinator is None or now_ns < self._next_look_ns:
+            return False
+        self._next_look_ns = now_ns + LOOK_INTERVAL_NS
+        return not self._coordinator.path.exists()
 
     def keep(self, paths: set[str]) -> None:
         """Unmap the boards of processes that lead nothing that is read here."""
@@ -88,6 +98,7 @@ class LocalPartition:
         self._cell = cell
         self._words = board.words
         self._log_start_at = cell.at + layout.P_LOG_START
+        self.coordinator_path = str(coordinator.path) if coordinator is not None else ""
         self._coordinator = coordinator
         self._leader_cell: LeaderCellReader | None = None
         self._leader_version = -1

@@ -1,0 +1,127 @@
+"""Consumers over the death of every process of the broker, and over its restart."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
+from zbroker.client.consumer import Consumer
+from zbroker.client.producer import Producer
+from zbroker.testing import Broker
+
+TOPIC = "t"
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[Broker, str]]:
+    broker, address = broker_with_tcp(workers=2, segment_bytes=65_536, max_message_bytes=60_000)
+    with broker:
+        make_topic(settings_for("zmq", broker, address), TOPIC, 4)
+        yield broker, address
+
+
+@pytest.fixture(params=["shm", "zmq"])
+def way(request: pytest.FixtureRequest, served: tuple[Broker, str]) -> dict[str, Any]:
+    return settings_for(request.param, *served)
+
+
+class Writing:
+    """A producer in a thread: every acknowledged value of each partition, in order, without duplicates of its own."""
+
+    def __init__(self, way: dict[str, Any]) -> None:
+        self._way = way
+        self._stop = threading.Event()
+        self.sent: dict[int, list[bytes]] = {n: [] for n in range(4)}
+        self.retried = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with Producer(self._way, request_timeout_ms=1_000) as producer:
+            index = 0
+            while not self._stop.is_set():
+                partition, value = index % 4, b"%d" % index
+                producer.send(TOPIC, value, partition=partition).result(60)
+                self.sent[partition].append(value)
+                index += 1
+
+    def end(self) -> int:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return sum(map(len, self.sent.values()))
+
+
+def without_repeats(values: list[Any]) -> list[Any]:
+    """A send that was tried again after a death may be there twice, at once or a little later; never out of order."""
+    return list(dict.fromkeys(values))
+
+
+def read_until(consumer: Consumer[Any, Any], found: dict[int, list[Any]], is_done: Any, timeout_s: float = 40) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not is_done():
+        assert time.monotonic() < deadline_s, f"read {[len(values) for values in found.values()]}"
+        for tp, records in consumer.poll(timeout_ms=100).items():
+            for record in records:
+                assert record.offset == len(found[tp.partition]), "no offset twice, none left out"
+                found[tp.partition].append(record.value)
+
+
+@pytest.mark.parametrize("victim", ["worker-0", "coordinator", "router"])
+def test_every_acknowledged_record_is_read_in_order_over_a_death(
+    served: tuple[Broker, str], way: dict[str, Any], victim: str
+) -> None:
+    broker = served[0]
+    found: dict[int, list[Any]] = {n: [] for n in range(4)}
+    with Consumer(TOPIC, auto_offset_reset="earliest", **way) as consumer:
+        writing = Writing(way)
+        try:
+            for _ in range(2):
+                goal = sum(map(len, found.values())) + 40
+                read_until(consumer, found, lambda goal=goal: sum(map(len, found.values())) >= goal)
+                old_pid = broker.kill(victim)
+                broker.wait_for_restart(victim, old_pid)
+            goal = sum(map(len, found.values())) + 40
+            read_until(consumer, found, lambda: sum(map(len, found.values())) >= goal)
+        finally:
+            writing.end()
+        read_until(consumer, found, lambda: all(set(writing.sent[n]) <= set(found[n]) for n in range(4)))
+    for partition in range(4):
+        assert without_repeats(found[partition]) == writing.sent[partition]
+
+
+def test_what_is_there_is_read_while_the_coordinator_and_the_router_are_away(
+    served: tuple[Broker, str],
+) -> None:
+    broker, address = served
+    way = settings_for("shm", broker, address)
+    fill(way, TOPIC, numbers(3000), batch=50)
+    with Consumer(TOPIC, auto_offset_reset="earliest", metadata_max_age_ms=20, **way) as consumer:
+        assert read_values(consumer, 10) == numbers(10)
+        pids = [broker.signal(name, signal.SIGSTOP) for name in ("coordinator", "router")]
+        try:
+            assert read_values(consumer, 2990, timeout_ms=5_000) == numbers(2990, 10)
+            consumer.seek((TOPIC, 0), 100)
+            assert read_values(consumer, 5, timeout_ms=5_000) == numbers(5, 100)
+        finally:
+            for name in ("coordinator", "router"):
+                assert broker.signal(name, signal.SIGCONT) in pids
+
+
+def test_a_consumer_goes_on_after_the_whole_broker_was_killed_and_started_again(
+    served: tuple[Broker, str], way: dict[str, Any]
+) -> None:
+    broker = served[0]
+    fill(way, TOPIC, numbers(200))
+    with Consumer(TOPIC, auto_offset_reset="earliest", **way) as consumer:
+        assert read_values(consumer, 150) == numbers(150)
+        broker.kill_all()
+        broker.start()
+        fill(way, TOPIC, numbers(50, 200))
+        assert read_values(consumer, 100, timeout_ms=40_000) == numbers(100, 150)
