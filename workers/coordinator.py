@@ -259,7 +259,7 @@ class Coordinator:
                     self._role.log.error("a partition cannot be led", extra=where)
             self._take(ev.GrantAnswered(number, incarnation, grants, results))
 
-        self._link.call(number, Api.GRANT, Grant(grants), answered, timeout_ms=GRANT_TIMEOUT_MS)
+        self._link.call(number, Api.GRANT, Grant(grants, incarnation), answered, timeout_ms=GRANT_TIMEOUT_MS)
 
     def _take_late(self, error: BrokerError, event: ev.Event) -> None:
         """Report what a process did not do. A router that does not know it says so at once: then a little later."""

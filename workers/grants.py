@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from zbroker import ids
 from zbroker.config.schema import ServerConfig, TopicConfig
 from zbroker.core import partition_events as ev
 from zbroker.core.partition import State
@@ -24,6 +25,7 @@ from zbroker.errors import (
     BrokerError,
     FencedLeaderEpochError,
     InvalidConfigurationError,
+    StaleIncarnationError,
 )
 from zbroker.storage.files import Files
 from zbroker.storage.handles import Handles
@@ -65,6 +67,7 @@ class Grants:
 
     def __init__(self, host: Host, loop: Loop, io_clock: IoClock, config: ServerConfig, files: Files) -> None:
         self._host = host
+        self._incarnation = ids.own_incarnation()
         self._loop = loop
         self._io_clock = io_clock
         self._disk_free_min_bytes = config.storage.disk_free_min_bytes
@@ -87,6 +90,8 @@ class Grants:
     def grant(self, request: Request) -> None:
         """GRANT: open the copies, then answer."""
         wanted = decode(Grant, request.body[0])
+        if wanted.incarnation not in (0, self._incarnation):
+            raise StaleIncarnationError("the grant is for the process that was here before")
         results: dict[Key, GrantResult] = {}
 
         def take(result: GrantResult) -> None:

@@ -130,11 +130,11 @@ def check_factor(state: ClusterState, asked: int) -> None:
         raise InvalidReplicationFactorError(f"replication factor {factor}; at least 1")
     if factor == 1:
         return
-    if not any(process.is_live and not is_worker(process.number) for process in state.processes.values()):
-        text = f"replication factor {factor}: replicas are not running, no replica process is registered"
-        raise InvalidReplicationFactorError(text, hint="[replicas] count; replication_factor = 1")
+    has_replicas = any(process.is_live and not is_worker(process.number) for process in state.processes.values())
+    why = "" if has_replicas else "; replicas are not running: no replica process is registered"
     raise InvalidReplicationFactorError(
-        f"replication factor {factor}: this version keeps one copy of each partition", hint="replication_factor = 1"
+        f"replication factor {factor}: this version keeps one copy of each partition{why}",
+        hint="replication_factor = 1",
     )
 
 

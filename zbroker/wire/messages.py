@@ -324,9 +324,13 @@ class PartitionGrant(Message, frozen=True):
 
 
 class Grant(Message, frozen=True):
-    """Coordinator to process. The same grant twice is the same as once."""
+    """Coordinator to process. The same grant twice is the same as once.
+
+    `incarnation` is whom it is for: a grant that comes late must not reach the next process of that number. 0: anybody.
+    """
 
     grants: list[PartitionGrant]
+    incarnation: int = 0
 
 
 class GrantResult(Message, frozen=True):

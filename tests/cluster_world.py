@@ -1,0 +1,372 @@
+"""A broker without processes: the coordinator's real state machine among modelled workers, log, board, and a lossy router.
+
+Guarantees to the tests that use it: one seed gives one history; every rule of elections is checked after every step,
+from outside, by a model that knows only who has which copy open. Messages between two processes are lost, but keep
+their order, as they do over the router's sockets; between different pairs, deaths and timeouts, any order comes; the
+metadata log refuses appends; workers and the coordinator die; the power goes, and with it what was not synced.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from zbroker import ids
+from zbroker.clock import NS_PER_MS
+from zbroker.config.schema import ServerConfig
+from zbroker.core import cluster_events as ev
+from zbroker.core import effects as do
+from zbroker.core.cluster import Cluster
+from zbroker.core.cluster_state import Site
+from zbroker.core.entries import AnyEntry
+from zbroker.core.image import Image
+from zbroker.errors import DirectoryLockedError, DiskFullError, FencedLeaderEpochError, StorageError
+from zbroker.wire.messages import GrantResult, Held, Message, PartitionGrant, Register
+
+Key = tuple[int, int]
+PARTITIONS_MAX = 500
+
+
+def site(**changes: Any) -> Site:
+    """The coordinator's host, as tests have it."""
+    fields: dict[str, Any] = {
+        "data_dir": "/data",
+        "memory_dir": "/run/memory",
+        "further_data_dirs": [],
+        "board": "/run/boards/coordinator",
+        "incarnation": 7,
+        "partitions_max": PARTITIONS_MAX,
+        "processes_max": 50,
+    }
+    return Site(**{**fields, **changes})
+
+
+class Board:
+    """Places for partitions, given out once while the partition exists."""
+
+    def __init__(self) -> None:
+        self.slots: dict[Key, int] = {}
+        self.leaders: dict[Key, tuple[int, int | None, int | None]] = {}
+        self.wanted: list[int] = []
+        self.is_ready = False
+        self._next = 0
+
+    def claim(self, topic_id: int, partition: int) -> int:
+        if (topic_id, partition) not in self.slots:
+            self.slots[topic_id, partition] = self._next
+            self._next += 1
+        return self.slots[topic_id, partition]
+
+
+class Worker:
+    """One incarnation of a worker: the partitions it has open, with their epochs."""
+
+    def __init__(self, number: int, incarnation: int) -> None:
+        self.number = number
+        self.incarnation = incarnation
+        self.open: dict[Key, tuple[int, int]] = {}  # -> (copy id, epoch)
+
+    def register(self) -> Register:
+        held = [Held(key[0], key[1], copy_id, epoch) for key, (copy_id, epoch) in self.open.items()]
+        return Register(self.number, self.incarnation, f"/board-{self.incarnation}", f"/lane-{self.number}", held)
+
+
+class World:
+    """See the module. `step` makes one random thing happen; `heal` ends all faults and waits for rest."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        workers: int = 2,
+        config: ServerConfig | None = None,
+        loss: float = 0.0,
+        log_failures: float = 0.0,
+        open_failures: float = 0.0,
+    ) -> None:
+        self.random = random.Random(seed)
+        self.config = config or ServerConfig()
+        self.fixed_workers = workers
+        self.loss, self.log_failures, self.open_failures = loss, log_failures, open_failures
+        self.now_ns = 0
+        self.boot = 1
+        self.log: list[AnyEntry] = []
+        self.synced = 0
+        self.workers: dict[int, Worker] = {}  # live ones by number
+        self.under_way: dict[str, deque[Callable[[], None]]] = {}
+        self.granted: dict[tuple[int, int, int], int] = {}  # (topic id, partition, epoch) -> incarnation
+        self.epochs: dict[Key, int] = {}  # highest epoch that any worker took
+        self.copies: dict[Key, int] = {}
+        self.topic_names: dict[int, str] = {}
+        self.removed_copies: set[int] = set()
+        self.removed_boards: set[int] = set()
+        self.answers: dict[int, list[do.Reply]] = {}
+        self.asked = 0
+        self.effects: list[do.Effect] = []
+        self._next_pid = 100
+        self._timeouts = 0
+        self.cluster: Cluster | None = None
+        self.board = Board()
+        self.start_coordinator()
+
+    # --- the coordinator ---------------------------------------------------------------------------------------------
+
+    def start_coordinator(self) -> None:
+        """A new coordinator reads the log, and finds the boards of the workers that live."""
+        self.board = Board()
+        self.cluster = Cluster(self.config, site(), self.fixed_workers, self.board.claim, Image.replayed(self.log))
+        boards = [(worker.number, worker.incarnation) for worker in self.workers.values()]
+        try:
+            self.take(ev.Started("cluster-id", f"boot-{self.boot}", boards))
+        except DiskFullError:
+            self.kill_coordinator()  # it ends, and its supervisor starts it again
+        self.take(ev.Connected())
+
+    def kill_coordinator(self) -> None:
+        """Its memory is gone; the log's bytes are not. Who asked it gets no answer."""
+        self.cluster = None
+        self.under_way.clear()
+
+    def take(self, event: ev.Event) -> None:
+        """Give the coordinator an event, and do what it wants."""
+        if self.cluster is None:
+            return
+        effects = self.cluster.handle(event, self.now_ns)
+        for effect in effects:
+            self.effects.append(effect)
+            self.do(effect)
+        self.check()
+
+    def do(self, effect: do.Effect) -> None:
+        match effect:
+            case do.AppendEntries():
+                self._append(effect)
+            case do.WatchProcess():
+                if effect.incarnation not in {worker.incarnation for worker in self.workers.values()}:
+                    self.post(f"death {effect.incarnation}", lambda: self._died(effect.number, effect.incarnation))
+            case do.FenceProcess():
+                assert all(worker.incarnation != effect.incarnation for worker in self.workers.values())
+            case do.SendAnnounce():
+                self.send(f"to {effect.number}", lambda: self.register(effect.number), lambda: None)
+            case do.SendGrant():
+                self.send(f"to {effect.number}", lambda: self._grant(effect), lambda: self._grant_lost(effect))
+            case do.SendRevoke():
+                self.send(f"to {effect.number}", lambda: self._revoke(effect), lambda: self._revoke_lost(effect))
+            case do.SendReconfigure():
+                fields = (effect.number, effect.incarnation, effect.topic_id)
+                self.send(
+                    f"to {effect.number}",
+                    lambda: self.take(ev.ReconfigureAnswered(*fields, True)),
+                    lambda: self.take(ev.ReconfigureAnswered(*fields, False)),
+                )
+            case do.Reply():
+                if isinstance(effect.request, int):
+                    self.answers.setdefault(effect.request, []).append(effect)
+            case do.PublishLeader():
+                slot = (effect.topic_id, effect.partition)
+                self.board.claim(*slot)
+                self.board.leaders[slot] = (effect.leader_epoch, effect.number, effect.incarnation)
+            case do.ForgetPartition():
+                self.board.slots.pop((effect.topic_id, effect.partition), None)
+                self.board.leaders.pop((effect.topic_id, effect.partition), None)
+            case do.DeleteCopy():
+                self._delete_copy(effect.copy_id)
+            case do.RemoveBoard():
+                assert all(worker.incarnation != effect.incarnation for worker in self.workers.values())
+                self.removed_boards.add(effect.incarnation)
+            case do.PublishWanted():
+                self.board.wanted = effect.numbers
+            case do.PublishReady():
+                assert not self.board.is_ready, "ready is said once"
+                self.board.is_ready = True
+
+    def _append(self, effect: do.AppendEntries) -> None:
+        if self.random.random() < self.log_failures:
+            self.take(ev.AppendFailed(DiskFullError("no room in the metadata log")))
+            return
+        self.log.extend(effect.entries)
+        if effect.durable:
+            self.synced = len(self.log)
+        self.take(ev.EntriesAppended())
+
+    def _delete_copy(self, copy_id: int) -> None:
+        assert self.cluster is not None
+        assert copy_id not in self.cluster.image.copy_ids(), f"copy {copy_id} is removed, and its topic exists"
+        for worker in self.workers.values():
+            for key, (held, _) in worker.open.items():
+                assert held != copy_id, f"copy {copy_id} of {key} is removed while worker {worker.number} has it open"
+        self.removed_copies.add(copy_id)
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def post(self, way: str, deliver: Callable[[], None]) -> None:
+        """Deliver later: after what goes the same way, in any order with the rest."""
+        self.under_way.setdefault(way, deque()).append(deliver)
+
+    def send(self, way: str, deliver: Callable[[], None], if_lost: Callable[[], None]) -> None:
+        """Deliver, or lose it: then the sender's time runs out."""
+        if self.random.random() < self.loss:
+            self._timeouts += 1
+            self.post(f"timeout {self._timeouts}", if_lost)
+        else:
+            self.post(way, deliver)
+
+    def deliver_one(self) -> bool:
+        """Let something arrive that is first on its way. False: nothing is under way."""
+        if not self.under_way:
+            return False
+        way = self.random.choice(list(self.under_way))
+        first = self.under_way[way].popleft()
+        if not self.under_way[way]:
+            del self.under_way[way]
+        first()
+        return True
+
+    def settle(self, turns_max: int = 20_000) -> None:
+        """Deliver what is under way, and what comes of it."""
+        for _ in range(turns_max):
+            if not self.deliver_one():
+                return
+        raise AssertionError("the messages never end")
+
+    # --- workers -----------------------------------------------------------------------------------------------------
+
+    def start_worker(self, number: int) -> Worker:
+        """A new incarnation of a worker, which registers."""
+        assert number not in self.workers
+        self._next_pid += 1
+        self.workers[number] = Worker(number, self._next_pid << 22 | self._next_pid)
+        self.register(number)
+        return self.workers[number]
+
+    def register(self, number: int) -> None:
+        """A live worker says what it holds."""
+        worker = self.workers.get(number)
+        if worker is not None:
+            register = worker.register()
+            self.send(
+                f"from {number}",
+                lambda: self.take(ev.ProcessRegistered(None, register)),
+                lambda: self.register(number),
+            )
+
+    def kill_worker(self, number: int) -> None:
+        """SIGKILL. The coordinator hears of it later, perhaps after its successor has registered."""
+        worker = self.workers.pop(number)
+        self.post(f"death {worker.incarnation}", lambda: self._died(number, worker.incarnation))
+
+    def _died(self, number: int, incarnation: int) -> None:
+        self.take(ev.ProcessDied(number, incarnation))
+
+    def _live(self, number: int, incarnation: int) -> Worker | None:
+        worker = self.workers.get(number)
+        return worker if worker is not None and worker.incarnation == incarnation else None
+
+    def _grant_lost(self, effect: do.SendGrant) -> None:
+        self.take(ev.GrantAnswered(effect.number, effect.incarnation, effect.grants, None))
+
+    def _grant(self, effect: do.SendGrant) -> None:
+        worker = self._live(effect.number, effect.incarnation)
+        if worker is None:
+            self._grant_lost(effect)
+            return
+        results = [self._open(worker, grant) for grant in effect.grants]
+        answered = ev.GrantAnswered(effect.number, effect.incarnation, effect.grants, results)
+        self.send(f"from {effect.number}", lambda: self.take(answered), lambda: self._grant_lost(effect))
+
+    def _open(self, worker: Worker, grant: PartitionGrant) -> GrantResult:
+        key = (grant.topic_id, grant.partition)
+        held = worker.open.get(key)
+        error = 0
+        if held is not None and held[1] > grant.leader_epoch:
+            error = FencedLeaderEpochError.code
+        elif any(key in other.open for other in self.workers.values() if other is not worker):
+            error = DirectoryLockedError.code
+        elif held is None and self.random.random() < self.open_failures:
+            error = StorageError.code
+        if error:
+            return GrantResult(*key, error, "cannot be opened", -1, -1)
+        self._note_epoch(worker, grant, key)
+        worker.open[key] = (grant.copy_id, grant.leader_epoch)
+        return GrantResult(*key, 0, "", 0, 0)
+
+    def _note_epoch(self, worker: Worker, grant: PartitionGrant, key: Key) -> None:
+        incarnation = self.granted.setdefault((*key, grant.leader_epoch), worker.incarnation)
+        assert incarnation == worker.incarnation, f"epoch {grant.leader_epoch} of {key} has two leaders"
+        assert grant.leader_epoch >= self.epochs.get(key, -1), f"epochs of {key} go back"
+        assert self.copies.setdefault(key, grant.copy_id) == grant.copy_id, "a copy id is permanent"
+        assert grant.copy_id not in self.removed_copies, "a removed copy is granted"
+        self.epochs[key] = grant.leader_epoch
+
+    def _revoke_lost(self, effect: do.SendRevoke) -> None:
+        self.take(ev.RevokeAnswered(effect.number, effect.incarnation, effect.revocations, False))
+
+    def _revoke(self, effect: do.SendRevoke) -> None:
+        worker = self._live(effect.number, effect.incarnation)
+        if worker is None:
+            self._revoke_lost(effect)
+            return
+        for one in effect.revocations:
+            worker.open.pop((one.topic_id, one.partition), None)
+        self.take(ev.RevokeAnswered(effect.number, effect.incarnation, effect.revocations, True))
+
+    # --- clients, time, power ----------------------------------------------------------------------------------------
+
+    def ask(self, body: Message, timeout_ms: int = 30_000) -> int:
+        """A client asks; its number, under which the answers are."""
+        self.asked += 1
+        self.take(ev.Asked(self.asked, body, timeout_ms))
+        return self.asked
+
+    def answer(self, body: Message, timeout_ms: int = 30_000) -> do.Reply:
+        """Ask, let everything come to rest, and give the answer."""
+        number = self.ask(body, timeout_ms)
+        self.settle()
+        assert len(self.answers.get(number, [])) == 1, f"answers: {self.answers.get(number)}"
+        return self.answers[number][0]
+
+    def tick(self, ms: int = 100) -> None:
+        """Time goes on; what was appended is synced by then."""
+        self.now_ns += ms * NS_PER_MS
+        self.synced = len(self.log)
+        self.take(ev.Ticked())
+
+    def cut_power(self) -> None:
+        """Everything dies, and what was not synced is gone, or a part of it."""
+        self.kill_coordinator()
+        self.workers.clear()
+        del self.log[self.random.randint(self.synced, len(self.log)) :]
+        self.synced = len(self.log)
+        self.boot += 1
+
+    # --- what must always hold ---------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """The rules, seen from outside."""
+        opened: dict[Key, Worker] = {}
+        for worker in self.workers.values():
+            for key in worker.open:
+                assert key not in opened, f"{key} is open in workers {opened[key].number} and {worker.number}"
+                opened[key] = worker
+        if self.cluster is None:
+            return
+        image = self.cluster.image
+        for topic in image.topics.values():
+            assert self.topic_names.setdefault(topic.topic_id, topic.name) == topic.name, "a topic id is used twice"
+        for key, (epoch, _, incarnation) in self.board.leaders.items():
+            if incarnation is not None:
+                assert self.granted.get((*key, epoch)) == incarnation, f"{key}: the board shows who was not granted it"
+
+    def check_replay(self) -> None:
+        """Replaying the log, or its snapshot, gives the image that is there."""
+        if self.cluster is not None:
+            facts = self.cluster.image.facts()
+            assert Image.replayed(self.log).facts() == facts
+            assert Image.replayed(self.cluster.image.snapshot()).facts() == facts
+
+
+def worker(index: int) -> int:
+    """A worker's process number."""
+    return ids.worker_number(index)
