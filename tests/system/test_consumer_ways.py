@@ -21,6 +21,7 @@ from zbroker.errors import (
     UnknownTopicOrPartitionError,
 )
 from zbroker.ids import TopicPartition
+from zbroker.record.records import OffsetAndTimestamp
 from zbroker.testing import Broker
 
 
@@ -47,9 +48,10 @@ def test_iteration_gives_every_record_of_every_partition_once_and_in_order(way: 
     for partition in range(3):
         fill(way, topic, numbers(500), partition)
     with Consumer(topic, auto_offset_reset="earliest", consumer_timeout_ms=500, **way) as consumer:
-        found: dict[int, list[bytes]] = {0: [], 1: [], 2: []}
+        found: dict[int, list[bytes | None]] = {0: [], 1: [], 2: []}
         for record in consumer:
             assert record.offset == len(found[record.partition])
+            assert record.value is not None
             found[record.partition].append(record.value)
         assert found == {partition: numbers(500) for partition in range(3)}
         assert consumer.assignment() == {TopicPartition(topic, n) for n in range(3)}
@@ -154,8 +156,7 @@ def test_positions_can_be_sought_by_end_time_and_count(way: dict[str, Any], topi
         assert consumer.lag() == {tp: 11}
         assert consumer.highwater(tp) == 30
         found = consumer.offsets_for_times({tp: start_ms + 10_500, TopicPartition(topic, 1): 0})
-        assert found[tp] is not None
-        assert (found[tp].offset, found[tp].timestamp) == (11, start_ms + 11_000)
+        assert found[tp] == OffsetAndTimestamp(11, start_ms + 11_000)
         assert found[TopicPartition(topic, 1)] is None
         assert consumer.beginning_offsets([tp]) == {tp: 0}
         assert consumer.end_offsets([tp, (topic, 1)]) == {tp: 30, TopicPartition(topic, 1): 0}
