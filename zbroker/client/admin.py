@@ -16,8 +16,20 @@ import msgspec
 
 from zbroker import ids
 from zbroker.client.connection import Connection
+from zbroker.client.exchange import ATTEMPT_TIMEOUT_MS
+from zbroker.client.offsets import ask_offsets
 from zbroker.client.settings import ConnectionSettings, read_settings
-from zbroker.errors import BrokerError, LeaderNotAvailableError, UnknownTopicOrPartitionError, error_for
+from zbroker.clock import NS_PER_MS
+from zbroker.errors import (
+    BrokerError,
+    BrokerNotAvailableError,
+    CoordinatorNotAvailableError,
+    LeaderNotAvailableError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+    UnknownTopicOrPartitionError,
+    error_for,
+)
 from zbroker.ids import TopicPartition
 from zbroker.record.records import OffsetAndTimestamp
 from zbroker.shm.board_reader import BoardReader
@@ -35,11 +47,9 @@ from zbroker.wire.messages import (
     DeleteRecords,
     DeleteTopics,
     DescribeConfigs,
-    ListOffsetsReply,
-    ListOffsetsRequest,
     LowWatermark,
     NewTopicSpec,
-    OffsetQuery,
+    PartitionInfo,
     ProcessInfo,
     TopicInfo,
     TopicResult,
@@ -47,6 +57,8 @@ from zbroker.wire.messages import (
 )
 
 _NOT_SEEN_MS = 20
+_REPEATABLE = frozenset({Api.DESCRIBE_CLUSTER, Api.DESCRIBE_CONFIGS, Api.ALTER_CONFIGS})
+_ENDS = {"earliest": EARLIEST, "latest": LATEST, "end": LOG_END}
 
 
 class NewTopic:
@@ -66,7 +78,7 @@ class NewTopic:
 
 
 class PartitionDescription(msgspec.Struct, frozen=True):
-    """A partition as it is now. Offsets are None while it has no leader, or where its board cannot be read."""
+    """A partition as it is now. Offsets are None while it has no leader; sizes also where its board cannot be read."""
 
     partition: int
     leader: int | None
@@ -135,11 +147,24 @@ class AdminClient:
         return results
 
     def _ask(self, api: Api, body: Any, timeout_ms: int | None = None) -> Any:
-        """Ask the coordinator once: it must not be asked twice to create."""
-        frames = self._connection.request(
-            ids.COORDINATOR, api, [encode(body)], timeout_ms=timeout_ms, repeats=api in _REPEATABLE
-        )
-        return frames[0]
+        """Ask the coordinator. What must not be done twice is asked again only when it surely was not done."""
+        total_ms = self._connection.settings.request_timeout_ms if timeout_ms is None else timeout_ms
+        deadline_ns = time.monotonic_ns() + total_ms * NS_PER_MS
+        while True:
+            left_ms = max(1, (deadline_ns - time.monotonic_ns()) // NS_PER_MS)
+            once_ms = min(left_ms, ATTEMPT_TIMEOUT_MS) if api in _REPEATABLE else left_ms
+            try:
+                frames = self._connection.request(
+                    ids.COORDINATOR, api, [encode(body)], timeout_ms=once_ms, repeats=False
+                )
+                return frames[0]
+            except CoordinatorNotAvailableError:
+                if time.monotonic_ns() >= deadline_ns:
+                    raise
+            except (RequestTimedOutError, BrokerNotAvailableError):
+                if api not in _REPEATABLE or time.monotonic_ns() >= deadline_ns:
+                    raise
+            self._connection.wait_for(lambda: False, _NOT_SEEN_MS)
 
     def create_partitions(self, totals: Mapping[str, int], *, timeout_ms: int | None = None) -> None:
         """Give topics more partitions: `totals` says how many each shall have."""
@@ -171,37 +196,50 @@ class AdminClient:
         return found
 
     def _describe(self, topic: TopicInfo, processes: Mapping[int, ProcessInfo]) -> TopicDescription:
-        boards: dict[int, BoardReader | None] = {}
-        partitions = []
-        for info in topic.partitions:
-            process = processes.get(info.leader)
-            if info.leader not in boards:
-                boards[info.leader] = self._board_of(process)
-            board = boards[info.leader]
-            cell = board.partition_cell(topic.topic_id, info.partition) if board is not None else None
-            now = cell.view() if cell is not None else None
-            partitions.append(
-                PartitionDescription(
-                    partition=info.partition,
-                    leader=info.leader if info.leader >= 0 else None,
-                    leader_name=process.name if process is not None else None,
-                    leader_pid=ids.pid_of(info.leader_incarnation) if info.leader >= 0 else None,
-                    leader_epoch=info.leader_epoch,
-                    replicas=info.replicas,
-                    isr=info.isr,
-                    elr=info.elr,
-                    directory=info.directory,
-                    log_start=now.log_start if now else None,
-                    high_watermark=now.high_watermark if now else None,
-                    log_end=now.log_end if now else None,
-                    size_bytes=now.size_bytes if now else None,
-                    segment_count=now.segment_count if now else None,
-                )
-            )
-        for board in boards.values():
-            if board is not None:
-                board.close()
+        boards = {info.leader: self._board_of(processes.get(info.leader)) for info in topic.partitions}
+        try:
+            partitions = [self._describe_one(topic, info, boards[info.leader], processes) for info in topic.partitions]
+        finally:
+            for board in boards.values():
+                if board is not None:
+                    board.close()
         return TopicDescription(topic.name, topic.topic_id, topic.config, partitions)
+
+    def _describe_one(
+        self, topic: TopicInfo, info: PartitionInfo, board: BoardReader | None, processes: Mapping[int, ProcessInfo]
+    ) -> PartitionDescription:
+        process = processes.get(info.leader)
+        is_led = info.leader >= 0
+        cell = board.partition_cell(topic.topic_id, info.partition) if board is not None else None
+        now = cell.view() if cell is not None else None
+        ends: tuple[int | None, ...] = (None, None, None)
+        if now is not None:
+            ends = (now.log_start, now.high_watermark, now.log_end)
+        elif is_led:
+            ends = self._ends(TopicPartition(topic.name, info.partition))
+        return PartitionDescription(
+            partition=info.partition,
+            leader=info.leader if is_led else None,
+            leader_name=process.name if process is not None else None,
+            leader_pid=ids.pid_of(info.leader_incarnation) if is_led else None,
+            leader_epoch=info.leader_epoch,
+            replicas=info.replicas,
+            isr=info.isr,
+            elr=info.elr,
+            directory=info.directory,
+            log_start=ends[0],
+            high_watermark=ends[1],
+            log_end=ends[2],
+            size_bytes=now.size_bytes if now else None,
+            segment_count=now.segment_count if now else None,
+        )
+
+    def _ends(self, tp: TopicPartition) -> tuple[int | None, ...]:
+        """(log start, high watermark, log end) as the leader says; None where it does not."""
+        try:
+            return tuple(ask_offsets(self._connection, {tp: which})[tp].offset for which in _ENDS.values())
+        except BrokerError:
+            return (None, None, None)
 
     def _board_of(self, process: ProcessInfo | None) -> BoardReader | None:
         if process is None or not self._connection.welcome.shared_memory:
@@ -225,38 +263,30 @@ class AdminClient:
 
     def delete_records(self, offsets: Mapping[TopicPartition | tuple[str, int], int]) -> dict[TopicPartition, int]:
         """Delete records before an offset (-1: before the high watermark). Returns where each log starts now."""
-        found = {}
-        for (topic, number), offset in offsets.items():
-            view = self._connection.metadata([topic], refresh=True)
-            info, partition = view.leader(topic, number)
-            frames = self._connection.request(
-                partition.leader, Api.DELETE_RECORDS, [encode(DeleteRecords(offset))], topic_id=info.topic_id,
-                partition=number, leader_epoch=partition.leader_epoch,
-            )  # fmt: skip
-            found[TopicPartition(topic, number)] = decode(LowWatermark, frames[0]).log_start
-        return found
+        return {TopicPartition(*tp): self._delete_records(*tp, offset) for tp, offset in offsets.items()}
+
+    def _delete_records(self, topic: str, number: int, offset: int) -> int:
+        deadline_ns = time.monotonic_ns() + self._connection.settings.request_timeout_ms * NS_PER_MS
+        while True:
+            try:
+                info, partition = self._connection.metadata([topic], refresh=True).leader(topic, number)
+                frames = self._connection.request(
+                    partition.leader, Api.DELETE_RECORDS, [encode(DeleteRecords(offset))], topic_id=info.topic_id,
+                    partition=number, leader_epoch=partition.leader_epoch, timeout_ms=ATTEMPT_TIMEOUT_MS, repeats=False,
+                )  # fmt: skip
+                return decode(LowWatermark, frames[0]).log_start
+            except (LeaderNotAvailableError, NotLeaderForPartitionError, RequestTimedOutError):
+                if time.monotonic_ns() >= deadline_ns:
+                    raise
+            self._connection.wait_for(lambda: False, _NOT_SEEN_MS)
 
     def list_offsets(
         self, queries: Mapping[TopicPartition | tuple[str, int], int | str]
     ) -> dict[TopicPartition, OffsetAndTimestamp]:
         """Offsets by 'earliest', 'latest' (high watermark), 'end', or a time in ms; offset -1: no record that late."""
-        names = {"earliest": EARLIEST, "latest": LATEST, "end": LOG_END}
-        asked: dict[int, list[tuple[TopicPartition, OffsetQuery]]] = {}
-        view = self._connection.metadata({topic for topic, _ in queries}, refresh=True)
-        for (topic, number), what in queries.items():
-            info, partition = view.leader(topic, number)
-            timestamp_ms = names[what] if isinstance(what, str) else what
-            entry = (TopicPartition(topic, number), OffsetQuery(info.topic_id, number, timestamp_ms))
-            asked.setdefault(partition.leader, []).append(entry)
-        found = {}
-        for leader, entries in asked.items():
-            body = encode(ListOffsetsRequest([query for _, query in entries]))
-            answers = decode(ListOffsetsReply, self._connection.request(leader, Api.LIST_OFFSETS, [body])[0]).partitions
-            for (tp, _), answer in zip(entries, answers, strict=True):
-                if answer.error:
-                    raise error_for(answer.error, str(tp))
-                found[tp] = OffsetAndTimestamp(answer.offset, answer.timestamp_ms)
-        return found
+        asked = {TopicPartition(*tp): _ENDS[what] if isinstance(what, str) else what for tp, what in queries.items()}
+        found = ask_offsets(self._connection, asked)
+        return {tp: OffsetAndTimestamp(answer.offset, answer.timestamp_ms) for tp, answer in found.items()}
 
     def wait_for_topics(self, names: Iterable[str], *, timeout_ms: int = 10_000) -> None:
         """Return when every topic exists and every partition has a leader. Raises the last error after `timeout_ms`."""
@@ -306,9 +336,6 @@ class AdminClient:
 
     def __reduce__(self) -> Any:
         raise TypeError("an AdminClient cannot be pickled: create one per process")
-
-
-_REPEATABLE = frozenset({Api.DESCRIBE_CLUSTER, Api.DESCRIBE_CONFIGS, Api.ALTER_CONFIGS})
 
 
 def _spec(topic: NewTopic | str) -> NewTopicSpec:
