@@ -38,7 +38,7 @@ class Batch:
     """Records of one partition that go together."""
 
     __slots__ = (
-        "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_extras",
+        "attempts", "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_extras",
         "has_headers", "has_keys", "has_times", "headers", "keys", "number", "queue", "size_bytes", "state",
         "timestamp_ms", "timestamps_ms", "values",
     )  # fmt: skip
@@ -53,6 +53,7 @@ class Batch:
         self.size_bytes = 0
         self.count = 0
         self.number = 0  # in the order of closing
+        self.attempts = 0
         self.state = State.OPEN
         self.created_ns = now_ns
         self.deadline_ns = 0

@@ -1,12 +1,14 @@
 """A client's connection to a broker: welcome, blocking requests, metadata, lanes.
 
-How requests and replies travel stands in `exchange`.
+How requests and replies travel stands in `exchange`. When the router is replaced, the connection finds the new one by
+itself.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from zbroker import __version__, ids
@@ -15,7 +17,16 @@ from zbroker.client.exchange import ATTEMPT_TIMEOUT_MS, SLEEP_MS, Exchange
 from zbroker.client.lanes import ClientLane, Frame
 from zbroker.client.settings import ConnectionSettings
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, BrokerNotAvailableError, LaneRefusedError, RequestTimedOutError, error_for
+from zbroker.errors import (
+    BrokerError,
+    BrokerNotAvailableError,
+    CoordinatorNotAvailableError,
+    LaneRefusedError,
+    LeaderNotAvailableError,
+    RequestTimedOutError,
+    ThrottlingQuotaExceededError,
+    error_for,
+)
 from zbroker.shm.lane import ring_bytes_for
 from zbroker.transport.endpoints import parse
 from zbroker.wire.codec import decode, encode
@@ -26,6 +37,7 @@ CONNECT_TIMEOUT_MS: Final = 5_000
 HELLO_ATTEMPT_MS: Final = 200
 LANE_TIMEOUT_MS: Final = 2_000
 LANE_RETRY_NS: Final = 5_000 * NS_PER_MS
+_NOT_DELIVERED: Final = (CoordinatorNotAvailableError, ThrottlingQuotaExceededError)  # the router's refusals
 
 
 class Connection(Exchange):
@@ -43,16 +55,16 @@ class Connection(Exchange):
         self._request_bytes, self._reply_bytes = request_bytes, reply_bytes
         self._lane_refused_ns: dict[int, int] = {}
         self.view = ClusterView()
-        self._view_ns = 0
-        run_dir = self._endpoint.run_dir
-        if run_dir is not None and not run_dir.exists():
-            raise BrokerNotAvailableError(f"no broker at {self._endpoint.address}: {run_dir} does not exist")
+        self._seen_ns: dict[str, int] = {}  # topic -> when the coordinator last said something of it
+        if self._endpoint.run_dir is not None:
+            _check_run_dir(self._endpoint.run_dir, self._endpoint.address)
         super().__init__(self._endpoint.address)
         try:
             self.welcome = self._say_hello()
         except BaseException:
             self.close()
             raise
+        self._watch_router()
 
     @property
     def shared_memory(self) -> bool:
@@ -60,8 +72,7 @@ class Connection(Exchange):
         return self.settings.transport != "zmq" and self.welcome.shared_memory and self._endpoint.is_local
 
     def _say_hello(self) -> Welcome:
-        name = self.settings.client_id or f"python-{self._pid}"
-        hello = encode(Hello(name, VERSION, VERSION, f"zbroker {__version__}"))
+        hello = self._hello()
         timeout_ms = min(CONNECT_TIMEOUT_MS, self.settings.request_timeout_ms)
         try:
             frames = self.request(ids.ROUTER, Api.HELLO, [hello], timeout_ms=timeout_ms, attempt_ms=HELLO_ATTEMPT_MS)
@@ -73,6 +84,36 @@ class Connection(Exchange):
                 f"{self._endpoint.address} cannot share memory with this client", hint="transport='auto'"
             )
         return welcome
+
+    def _hello(self) -> bytes:
+        name = self.settings.client_id or f"python-{self._pid}"
+        return encode(Hello(name, VERSION, VERSION, f"zbroker {__version__}"))
+
+    def _watch_router(self) -> None:
+        if self._endpoint.is_local:
+            with self._lock:
+                if not self.is_closed:
+                    self._watch.watch(ids.ROUTER, self.welcome.router_incarnation)
+
+    def process_ended(self, target: int) -> None:
+        """See Exchange."""
+        self._lane_refused_ns.pop(target, None)
+        if target == ids.ROUTER:
+            self._look_for_router()
+
+    def _look_for_router(self) -> None:
+        """Ask for the incarnation of the router that now listens, until one answers."""
+
+        def answered(error: int, body: list[Any]) -> None:
+            if error or not body:
+                self._look_for_router()
+                return
+            self.welcome = decode(Welcome, body[0])
+            self._watch_router()
+
+        with self._lock:
+            if not self.is_closed:
+                self.submit(ids.ROUTER, Api.HELLO, [self._hello()], answered, timeout_ms=HELLO_ATTEMPT_MS)
 
     def request(
         self,
@@ -90,7 +131,7 @@ class Connection(Exchange):
         """Ask and wait for the reply's body frames. Raises the reply's error.
 
         With `repeats` the request is sent again after each `attempt_ms` without an answer and after each retriable
-        error, until `timeout_ms`; without, `timeout_ms` is for the one attempt.
+        error, until `timeout_ms`; without, only while it has certainly not reached its target.
         """
         total_ms = self.settings.request_timeout_ms if timeout_ms is None else timeout_ms
         deadline_ns = time.monotonic_ns() + total_ms * NS_PER_MS
@@ -111,7 +152,8 @@ class Connection(Exchange):
             if number == 0:
                 return body
             error = error_for(number, _text(body))
-            if not repeats or not error.retriable or time.monotonic_ns() >= deadline_ns:
+            may_repeat = error.retriable if repeats else isinstance(error, _NOT_DELIVERED)
+            if not may_repeat or time.monotonic_ns() >= deadline_ns:
                 raise error
             if number != RequestTimedOutError.code:
                 self.wait_for(lambda: False, min(backoff_ms, left_ms))
@@ -128,19 +170,31 @@ class Connection(Exchange):
         """The cluster, with these topics (None: all) as fresh as `metadata_max_age_ms` allows. Absent topics are in it
         with their error."""
         asked = None if topics is None else list(topics)
-        age_ns = time.monotonic_ns() - self._view_ns
-        is_fresh = age_ns < self.settings.metadata_max_age_ms * NS_PER_MS
-        if not refresh and is_fresh and asked is not None:
-            known = self.view.topics
-            if all(name in known and not known[name].error for name in asked):
-                return self.view
+        if not refresh and asked is not None and all(map(self._is_fresh, asked)):
+            return self.view
         body = encode(MetadataRequest(asked, auto_create))
         frames = self.request(ids.COORDINATOR, Api.METADATA, [body], timeout_ms=timeout_ms)
         newer = ClusterView(decode(MetadataReply, frames[0]))
         with self._lock:
+            if asked is None:
+                self._seen_ns.clear()
             self.view = self.view.merged(newer, asked)
-            self._view_ns = time.monotonic_ns()
+            self._seen_ns.update(dict.fromkeys(newer.topics, time.monotonic_ns()))
         return self.view
+
+    def _is_fresh(self, name: str) -> bool:
+        topic = self.view.topics.get(name)
+        if topic is None or topic.error:
+            return False
+        return time.monotonic_ns() - self._seen_ns.get(name, 0) < self.settings.metadata_max_age_ms * NS_PER_MS
+
+    def watch(self, target: int, incarnation: int) -> None:
+        """Notice the end of a process that is asked by messages, as it is of one that has a lane: what it was asked is
+        then lost at once. Does nothing for a process that cannot be seen from here."""
+        if self._endpoint.is_local and self.welcome.shared_memory:
+            with self._lock:
+                if not self.is_closed:
+                    self._watch.watch(target, incarnation)
 
     def lane(self, target: int) -> ClientLane | None:
         """The lane to a worker, opened now if need be; None when messages have to do. Blocks for a round trip.
@@ -159,16 +213,26 @@ class Connection(Exchange):
         except BrokerError as error:
             if self.settings.transport == "shm" and isinstance(error, LaneRefusedError):
                 raise
-            self._lane_refused_ns[target] = time.monotonic_ns() + LANE_RETRY_NS
+            if not isinstance(error, LeaderNotAvailableError):  # it is not there yet: ask again when it is
+                self._lane_refused_ns[target] = time.monotonic_ns() + LANE_RETRY_NS
             return None
 
-    def _open_lane(self, target: int) -> ClientLane:
-        if target in self._lanes:
-            self._drop_lane(target)
+    def _open_lane(self, target: int) -> ClientLane | None:
+        with self._lock:
+            self._drop_lane(target, "the worker has closed the lane")
         sizes = OpenLane(ring_bytes_for(self._request_bytes), ring_bytes_for(self._reply_bytes))
         frames = self.request(target, Api.OPEN_LANE, [encode(sizes)], timeout_ms=LANE_TIMEOUT_MS, repeats=False)
         lane = ClientLane(decode(LaneOffer, frames[0]), self._doorbell.write_fd, self.welcome.owner_uid)
         return self._add_lane(target, lane)
+
+
+def _check_run_dir(run_dir: Path, address: str) -> None:
+    try:
+        run_dir.stat()
+    except FileNotFoundError as error:
+        raise BrokerNotAvailableError(f"no broker at {address}: {run_dir} does not exist") from error
+    except OSError as error:
+        raise BrokerNotAvailableError(f"no broker at {address}: {run_dir}: {error.strerror}") from error
 
 
 def _text(body: Sequence[Any]) -> str:

@@ -7,9 +7,11 @@ if nobody else has for `STAND_BACK_NS`, so that it does not compete with a threa
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -17,10 +19,10 @@ from zbroker import ids
 from zbroker.client.batches import Batch
 from zbroker.client.cluster_view import ClusterView
 from zbroker.client.connection import Connection
-from zbroker.client.partition_queue import PartitionQueue
+from zbroker.client.partition_queue import PartitionQueue, Sent
 from zbroker.client.settings import ProducerSettings
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, TimeoutError_
+from zbroker.errors import BrokerError, TimeoutError_, UnknownTopicOrPartitionError, error_for
 from zbroker.wire.layout import Api
 from zbroker.wire.messages import TopicInfo
 
@@ -30,6 +32,9 @@ RECEIVE_MS: Final = 5
 IDLE_WAIT_S: Final = 5.0
 EMITTER_WAIT_S: Final = 0.005
 METADATA_ATTEMPT_MS: Final = 1_000
+
+
+_log = logging.getLogger(__name__)
 
 
 class Emits(Protocol):
@@ -48,6 +53,8 @@ class Delivery:
         self._settings = settings
         self.lock = threading.RLock()
         self.acks = settings.acks
+        self.retries = settings.retries
+        self.backoff_max_ms = settings.retry_backoff_ms
         self.max_in_flight = settings.max_in_flight_requests_per_connection
         self.compression: str = settings.compression_type
         self.emitters: weakref.WeakSet[Emits] = weakref.WeakSet()
@@ -58,6 +65,7 @@ class Delivery:
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
         self._routes: dict[tuple[str, int], tuple[int, int, int]] = {}  # -> (process, topic id, leader epoch)
         self._counts = {"records_acknowledged": 0, "records_failed": 0, "batches_acknowledged": 0, "batches_failed": 0}
+        self._deferred: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._is_closing = False
         self._service_lock = threading.Lock()
@@ -72,10 +80,20 @@ class Delivery:
         return time.time_ns() // NS_PER_MS
 
     def find_topic(self, topic: str) -> TopicInfo:
-        """A topic's metadata; it is created if the broker allows it. Raises the coordinator's error."""
-        timeout_ms = max(1, self._settings.max_block_ms)
-        view = self._connection.metadata([topic], auto_create=True, timeout_ms=timeout_ms)
-        return view.topic(topic)
+        """A topic's metadata; it is created if the broker allows it. Raises the coordinator's error, one that may pass
+        only after max_block_ms."""
+        deadline_ns = time.monotonic_ns() + max(1, self._settings.max_block_ms) * NS_PER_MS
+        while True:
+            left_ms = max(1, (deadline_ns - time.monotonic_ns()) // NS_PER_MS)
+            view = self._connection.metadata([topic], auto_create=True, timeout_ms=left_ms)
+            try:
+                return view.topic(topic)
+            except UnknownTopicOrPartitionError:
+                raise  # the broker creates none: waiting would not help
+            except BrokerError as error:
+                if not error.retriable or time.monotonic_ns() >= deadline_ns:
+                    raise
+            self._connection.wait_for(lambda: False, min(left_ms, self._settings.retry_backoff_ms))
 
     def queue(self, topic: str, partition: int) -> PartitionQueue:
         """The queue of a partition. The lock is held."""
@@ -93,14 +111,20 @@ class Delivery:
         batch.deadline_ns = now_ns + self._settings.delivery_timeout_ms * NS_PER_MS
         return batch
 
-    def transmit(self, queue: PartitionQueue, batch: Batch) -> bool:
+    def transmit(self, queue: PartitionQueue, batch: Batch) -> Sent:
         """Send a closed batch to its leader, if that is known. The lock is held."""
         route = self._routes.get((queue.topic, queue.partition))
         if route is None:
-            return False
+            return Sent.NO_LEADER
         target, topic_id, epoch = route
         assert batch.encoded is not None
-        timeout_ms = self._settings.request_timeout_ms
+        lane = self._connection.way(target, len(batch.encoded))
+        if queue.in_flight and (lane is None or queue.way != (route, lane)):
+            # What goes by messages may get lost alone, and two ways have no order between them.
+            return Sent.NOT_YET
+        queue.way = (route, lane)
+        left_ms = (batch.deadline_ns - time.monotonic_ns()) // NS_PER_MS
+        timeout_ms = max(1, min(self._settings.request_timeout_ms, left_ms))
 
         def answered(number: int, body: list[Any]) -> None:
             self._answered(queue, batch, number, body)
@@ -108,19 +132,34 @@ class Delivery:
         self._connection.submit(
             target, Api.PRODUCE, (batch.encoded,), answered if self.acks else None,
             topic_id=topic_id, partition=queue.partition, leader_epoch=epoch, acks=self.acks, timeout_ms=timeout_ms,
+            over=lane,
         )  # fmt: skip
-        if not self.acks:
-            for call in queue.answered(batch, 0, []):
+        return Sent.YES
+
+    def defer(self, calls: list[Callable[[], None]]) -> None:
+        """See Sending."""
+        self._deferred.extend(calls)
+
+    def _make_calls(self, calls: list[Callable[[], None]]) -> None:
+        """Make calls into a user's code, and those that were deferred. What they raise is logged: the thread that
+        happens to make them has nothing to do with it. The lock is not held."""
+        self._deferred.extend(calls)
+        while self._deferred:
+            try:
+                call = self._deferred.popleft()
+            except IndexError:
+                return  # another thread has made it
+            try:
                 call()
-        return True
+            except Exception:
+                _log.exception("a delivery callback failed")
 
     def _answered(self, queue: PartitionQueue, batch: Batch, number: int, body: list[Any]) -> None:
         with self.lock:
-            if number:
+            if number and error_for(number).retriable:
                 self._routes.pop((queue.topic, queue.partition), None)
             calls = queue.answered(batch, number, body)
-        for call in calls:
-            call()
+        self._make_calls(calls)
         if number:
             self.wake()
 
@@ -148,6 +187,8 @@ class Delivery:
     def receive_some(self) -> None:
         """Deliver acknowledgements that have come, without waiting."""
         self._connection.try_pump()
+        if self._deferred:
+            self._make_calls([])
         if self.is_idle:
             self.wake()
 
@@ -157,6 +198,7 @@ class Delivery:
         with self.lock:
             if batch.queue.open is batch:
                 batch.queue.close_open()
+        self._make_calls([])
         if batch.queue.needs_leader:
             self._serve_queues()
         return self.wait_for(lambda: batch.is_done, timeout_ms)
@@ -181,9 +223,19 @@ class Delivery:
             queues = list(self._queues.values())
             for queue in queues:
                 queue.close_open()
+            # What other threads send from now on is not waited for.
+            marks = [(queue, queue.closed_count) for queue in queues]
+        self._make_calls([])
         limit_ms = self._settings.delivery_timeout_ms + 1_000 if timeout_ms is None else timeout_ms
         self._serve_queues()
-        self.wait_for(lambda: all(queue.is_empty for queue in queues), limit_ms)
+
+        def is_done() -> bool:
+            with self.lock:
+                while marks and marks[-1][0].is_done_until(marks[-1][1]):
+                    marks.pop()
+                return not marks
+
+        self.wait_for(is_done, limit_ms)
         return self.unanswered_records()
 
     def unanswered_records(self) -> int:
@@ -217,15 +269,18 @@ class Delivery:
                 self.is_idle = False
                 self._hand_over()
                 self._close_old_batches()
+                self._make_calls([])
                 self._serve_queues()
                 if time.monotonic_ns() - self._connection.last_pump_ns > STAND_BACK_NS:
                     self._connection.pump(RECEIVE_MS)
                 else:
                     time.sleep(busy_s)
-            except (BrokerError, RuntimeError, OSError, ValueError):
+            except Exception as error:
                 if self._is_closing or self._connection.is_closed:
                     return
                 # What failed is tried again at its own time; the thread that waits for it hears the reason.
+                if not isinstance(error, BrokerError):
+                    _log.exception("the producer's thread goes on after an error")
                 time.sleep(busy_s)
 
     def _hand_over(self) -> None:
@@ -268,21 +323,20 @@ class Delivery:
         with self.lock:
             for queue in needy:
                 calls += queue.expire(time.monotonic_ns(), reason)
-        for call in calls:
-            call()
+        self._make_calls(calls)
 
     def _fail_all(self, queue: PartitionQueue, error: BrokerError) -> None:
         with self.lock:
             calls = queue.abandon(error)
-        for call in calls:
-            call()
+        self._make_calls(calls)
 
     def _find_route(self, queue: PartitionQueue) -> None:
         known = (queue.topic, queue.partition) in self._routes
         if not known:
             view = self._look_up(queue)
             topic, partition = view.leader(queue.topic, queue.partition)
-            self._connection.lane(partition.leader)
+            if self._connection.lane(partition.leader) is None:
+                self._connection.watch(partition.leader, partition.leader_incarnation)
             self._routes[queue.topic, queue.partition] = (partition.leader, topic.topic_id, partition.leader_epoch)
         with self.lock:
             queue.leader_found()

@@ -6,12 +6,17 @@ has delivered something, or take over. Callbacks run in the pumping thread, one 
 submit, and must not wait.
 
 LOSS. ZeroMQ promises at most once, and a worker may die: each request has a deadline, after which its callback gets the
-number of RequestTimedOutError; when the process it was sent to is seen dead (pidfd), it gets
-NotLeaderForPartitionError's at once. Whether to send again is the caller's decision.
+number of RequestTimedOutError. What is certain to stay unanswered is said at once: NotLeaderForPartitionError's number
+when the process it was sent to is seen dead (pidfd) or its lane is gone, BrokerNotAvailableError's when the router that
+was to carry it is. Whether to send again is the caller's decision.
+
+ORDER. Requests that go one way, the lane or the socket, arrive in their order. Between the two there is none: who needs
+one asks for the `way` and sends `over` it alone while anything is unanswered there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -20,17 +25,27 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Final, NamedTuple
+from types import EllipsisType
+from typing import Any, Final
 
 from zbroker import ids
 from zbroker.client.lanes import ClientLane, Frame
+from zbroker.client.process_watch import ProcessWatch
+from zbroker.client.unanswered import OnReply, Pending, Unanswered
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, ClosedError, ForkError, NotLeaderForPartitionError, RequestTimedOutError
+from zbroker.errors import (
+    BrokerError,
+    BrokerNotAvailableError,
+    ClosedError,
+    ConcurrentUseError,
+    ForkError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+    ThrottlingQuotaExceededError,
+)
 from zbroker.shm.doorbell import Doorbell
 from zbroker.transport.sockets import Context, DealerSocket
 from zbroker.wire.layout import pack_request, unpack_header
-
-OnReply = Callable[[int, list[Any]], None]
 
 ATTEMPT_TIMEOUT_MS: Final = 1_000
 SLEEP_MS: Final = 100
@@ -38,14 +53,8 @@ SPIN_NS: Final = 50_000
 EXPIRY_INTERVAL_NS: Final = 20 * NS_PER_MS
 OUTBOX_MAX: Final = 10_000
 SOCKET_FRAME_BYTES_MAX: Final = 64 << 20
-
+_WAKE: Final = b"\0\0\0\0"
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
-
-
-class _Pending(NamedTuple):
-    on_reply: OnReply
-    deadline_ns: int
-    target: int
 
 
 class Exchange:
@@ -55,21 +64,24 @@ class Exchange:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._pump_lock = threading.Lock()
-        self._pending: dict[int, _Pending] = {}
+        self._unanswered = Unanswered()
         self._correlations = count(1)
         self._lanes: dict[int, ClientLane] = {}
         self._lane_list: tuple[tuple[int, ClientLane], ...] = ()
-        self._watched: dict[int, tuple[int, int]] = {}  # process number -> (pidfd, incarnation)
-        self._outbox: deque[tuple[Frame, ...]] = deque()
+        self._closing_lanes: list[ClientLane] = []
+        self._is_asleep = False
+        self._pumping_thread = 0
+        self._outbox: deque[tuple[int, tuple[Frame, ...]]] = deque()
         self._next_expiry_ns = 0
         self._last_wait_ns = 0
         self._may_spin = len(os.sched_getaffinity(0)) > 1
         self.is_closed = False
-        self.last_pump_ns = time.monotonic_ns()
+        self.last_pump_ns = 0
         self._context = Context()
         self._socket = DealerSocket(self._context, address, message_max_bytes=SOCKET_FRAME_BYTES_MAX, linger_ms=200)
         self._doorbell = Doorbell()
         self._poll = select.poll()
+        self._watch = ProcessWatch(self._poll)
         self._poll.register(self._socket.fileno(), select.POLLIN)
         self._poll.register(self._doorbell.fileno(), select.POLLIN)
         _open.add(self)
@@ -96,8 +108,10 @@ class Exchange:
         leader_epoch: int = -1,
         acks: int = 0,
         timeout_ms: int = ATTEMPT_TIMEOUT_MS,
+        over: ClientLane | EllipsisType | None = ...,
     ) -> int:
-        """Send a request, by lane when one is open to `target`, else by socket. Returns its correlation.
+        """Send a request, by lane when one is open to `target`, else by socket; or `over` the one way that `way` gave,
+        which loses it when that lane is gone. Returns its correlation.
 
         `on_reply(error number, body frames)` is called once, by a pump; None: no reply is expected. Never blocks: what
         cannot be sent now is sent by the next pump.
@@ -109,60 +123,82 @@ class Exchange:
                 api, correlation, target, topic_id=topic_id, partition=partition, leader_epoch=leader_epoch, acks=acks,
                 timeout_ms=timeout_ms,
             )  # fmt: skip
+            message = (header, *frames)
+            lane = self.way(target, *map(len, frames)) if over is ... else over
             if on_reply is not None:
                 deadline_ns = time.monotonic_ns() + timeout_ms * NS_PER_MS
-                self._pending[correlation] = _Pending(on_reply, deadline_ns, target)
-            lane = self._lanes.get(target)
-            message = (header, *frames)
-            if lane is not None and lane.fits(message):
-                try:
-                    lane.send(message)
-                except BrokerError:
-                    self._drop_lane(target)
-            elif (self._outbox or not self._socket.send(message)) and len(self._outbox) < OUTBOX_MAX:
-                self._outbox.append(message)
+                self._unanswered.add(correlation, Pending(on_reply, deadline_ns, target, lane))
+            if lane is None:
+                self._send_by_socket(message, correlation if on_reply is not None else 0)
+            elif self._lanes.get(target) is lane:
+                self._send_by_lane(target, lane, message, correlation if on_reply is not None else 0)
+            else:
+                self._unanswered.lose(correlation, NotLeaderForPartitionError.code, "the lane is gone")
+                self._wake_pump()
             return correlation
+
+    def _send_by_socket(self, message: tuple[Frame, ...], correlation: int) -> None:
+        if (self._outbox or not self._socket.send(message)) and len(self._outbox) < OUTBOX_MAX:
+            self._outbox.append((correlation, message))
+        # Sending may swallow the signal of what has come meanwhile, and what must wait needs shorter sleeps.
+        if self._is_asleep and (self._outbox or self._socket.has_input()):
+            self._wake_pump()
+
+    def _send_by_lane(self, target: int, lane: ClientLane, message: tuple[Frame, ...], correlation: int) -> None:
+        try:
+            if not lane.send(message, correlation):
+                self._unanswered.lose(correlation, ThrottlingQuotaExceededError.code, "too much waits for the lane")
+        except BrokerError as error:
+            self._drop_lane(target, error.message)
+
+    def way(self, target: int, *sizes_bytes: int) -> ClientLane | None:
+        """The way that a request with body frames of these sizes would go now: a lane, or None for the socket."""
+        lane = self._lanes.get(target)
+        return lane if lane is not None and lane.fits(sizes_bytes) else None
+
+    def _wake_pump(self) -> None:
+        if self._is_asleep:
+            with contextlib.suppress(BlockingIOError):  # the pipe is full: the pump is about to wake
+                os.write(self._doorbell.write_fd, _WAKE)
 
     def forget(self, correlation: int) -> None:
         """Give a request up: its callback will not be called."""
         with self._lock:
-            self._pending.pop(correlation, None)
+            self._unanswered.take(correlation, None)
 
-    def _add_lane(self, target: int, lane: ClientLane) -> ClientLane:
-        """Send requests for `target` through this lane from now on, unless there is one already."""
+    def _add_lane(self, target: int, lane: ClientLane) -> ClientLane | None:
+        """Send requests for `target` through this lane from now on, unless there is one already. None: the worker that
+        opened it has ended."""
         with self._lock:
             if target in self._lanes:
                 lane.close()
             else:
                 self._lanes[target] = lane
                 self._lane_list = tuple(self._lanes.items())
-                self._watch(target, lane.worker_incarnation)
-            return self._lanes.get(target, lane)
+                if not self._watch.watch(target, lane.worker_incarnation):
+                    self._drop_lane(target, f"{ids.process_name(target)} has ended")
+                # A pump that sleeps has not told this lane's worker so.
+                self._wake_pump()
+            return self._lanes.get(target)
 
-    def _watch(self, target: int, incarnation: int) -> None:
-        self._unwatch(target)
-        fd = ids.open_pidfd(incarnation)
-        if fd is None:
-            self._drop_lane(target)
-            return
-        self._watched[target] = (fd, incarnation)
-        self._poll.register(fd, select.POLLIN)
-
-    def _unwatch(self, target: int) -> None:
-        watched = self._watched.pop(target, None)
-        if watched is not None:
-            self._poll.unregister(watched[0])
-            os.close(watched[0])
-
-    def _drop_lane(self, target: int) -> None:
+    def _drop_lane(self, target: int, text: str) -> None:
+        """Use a lane no more; what was sent through it and is not answered is lost. The lock is held."""
         lane = self._lanes.pop(target, None)
-        if lane is not None:
-            self._lane_list = tuple(self._lanes.items())
-            lane.close()
-        self._unwatch(target)
+        if lane is None:
+            return
+        self._lane_list = tuple(self._lanes.items())
+        # A pump may be reading it: only a pump unmaps it.
+        self._closing_lanes.append(lane)
+        self._unanswered.lose_where(lambda pending: pending.way is lane, NotLeaderForPartitionError.code, text)
+        self._wake_pump()
 
     def wait_for(self, is_done: Callable[[], bool], timeout_ms: float) -> bool:
-        """Pump until `is_done`, at most `timeout_ms`. Returns whether it is. Ctrl-C interrupts it."""
+        """Pump until `is_done`, at most `timeout_ms`. Returns whether it is. Ctrl-C interrupts it.
+
+        Raises ConcurrentUseError in a callback: nobody could deliver what it waits for.
+        """
+        if self._pumping_thread == threading.get_ident() and not is_done():
+            raise ConcurrentUseError("a callback must not wait for the broker: it is what delivers the answers")
         deadline_ns = time.monotonic_ns() + int(timeout_ms * NS_PER_MS)
         while not is_done():
             left_ns = deadline_ns - time.monotonic_ns()
@@ -199,8 +235,8 @@ class Exchange:
         if delivered or timeout_ms <= 0:
             return delivered
         started_ns = time.monotonic_ns()
-        if self._may_spin and self._last_wait_ns < SPIN_NS and self._lanes:
-            rings = [lane.readable for lane in self._lanes.values()]
+        if self._may_spin and self._last_wait_ns < SPIN_NS and self._lane_list:
+            rings = [lane.readable for _, lane in self._lane_list]
             while time.monotonic_ns() - started_ns < SPIN_NS:
                 for readable in rings:
                     if readable():
@@ -213,55 +249,67 @@ class Exchange:
     def _sleep(self, timeout_ms: float) -> None:
         """Block until something may have come. No lock is held while it does."""
         with self._lock:
-            if self.is_closed:
+            if self.is_closed or self._unanswered.has_lost:
                 return
-            lanes = list(self._lanes.values())
+            lanes = [lane for _, lane in self._lane_list]
             backed_up = bool(self._outbox) or any(lane.is_backed_up for lane in lanes)
-        may_sleep = True
+            self._is_asleep = True
+        ready: list[tuple[int, int]] = []
         try:
+            may_sleep = all(lane.prepare_sleep() for lane in lanes)
+            with self._lock:
+                may_sleep = may_sleep and not self._socket.has_input() and not self._unanswered.has_lost
+            if may_sleep:
+                ready = self._poll.poll(1 if backed_up else max(timeout_ms, 0.05))
+        finally:  # also after Ctrl-C: the next sleep begins awake
+            self._is_asleep = False
             for lane in lanes:
-                may_sleep = lane.prepare_sleep() and may_sleep
-        except ValueError:
-            return  # another thread has just dropped that lane
-        if may_sleep and not self._socket.has_input():
-            ready = self._poll.poll(1 if backed_up else max(timeout_ms, 0.05))
-        else:
-            ready = []
-        with self._lock:
-            for lane in self._lanes.values():
                 lane.awake()
         for fd, _ in ready:
             if fd == self._doorbell.fileno():
                 self._doorbell.drain()
             elif fd != self._socket.fileno():
-                self._process_died(fd)
+                with self._lock:
+                    number = self._watch.number_of(fd)
+                if number is not None:
+                    self._process_died(number)
 
-    def _process_died(self, fd: int) -> None:
-        with self._lock:
-            target = next((number for number, (pidfd, _) in self._watched.items() if pidfd == fd), None)
-            if target is None:
-                return
-            lane = self._lanes.get(target)
+    def _process_died(self, target: int) -> None:
+        lane = self._lanes.get(target)
         if lane is not None:
-            # What it answered before it died is in the ring, and counts.
-            try:
+            # What it answered before it died is in the ring, and counts; what contradicts itself there does not.
+            with contextlib.suppress(BrokerError):
                 self._take_from(lane)
-            except (BrokerError, ValueError):
-                pass
+        text = f"{ids.process_name(target)} has ended"
         with self._lock:
-            self._drop_lane(target)
-            lost = [number for number, pending in self._pending.items() if pending.target == target]
-            calls = [self._pending.pop(number).on_reply for number in lost]
-        text = f"{ids.process_name(target)} has ended".encode()
-        for call in calls:
-            call(NotLeaderForPartitionError.code, [text])
+            self._watch.forget(target)
+            self._drop_lane(target, text)
+            lose_where = self._unanswered.lose_where
+            if target == ids.ROUTER:
+                lose_where(lambda pending: pending.way is None, BrokerNotAvailableError.code, text)
+            else:
+                lose_where(lambda pending: pending.target == target, NotLeaderForPartitionError.code, text)
+        self.process_ended(target)
+
+    def process_ended(self, target: int) -> None:
+        """A process that was watched is gone. Called by the pump, without the lock."""
 
     def _deliver(self) -> int:
+        self._pumping_thread = threading.get_ident()
+        try:
+            return self._deliver_all()
+        finally:
+            self._pumping_thread = 0
+
+    def _deliver_all(self) -> int:
         now_ns = self.last_pump_ns = time.monotonic_ns()
         delivered = 0
         if self._outbox:
             with self._lock:
-                while self._outbox and self._socket.send(self._outbox[0]):
+                while self._outbox and not self.is_closed:
+                    correlation, waiting = self._outbox[0]
+                    if self._unanswered.wants(correlation) and not self._socket.send(waiting):
+                        break
                     self._outbox.popleft()
         for target, lane in self._lane_list:
             try:
@@ -269,10 +317,10 @@ class Exchange:
                     delivered += self._take_from(lane)
                 if lane.is_backed_up:
                     with self._lock:
-                        lane.flush()
-            except (BrokerError, ValueError):
+                        lane.flush(self._unanswered.wants)
+            except BrokerError as error:
                 with self._lock:
-                    self._drop_lane(target)
+                    self._drop_lane(target, error.message)
         while True:
             with self._lock:
                 # Asking costs a microsecond, an empty receive ten.
@@ -282,8 +330,22 @@ class Exchange:
             delivered += self._take(message)
         if now_ns >= self._next_expiry_ns:
             self._next_expiry_ns = now_ns + EXPIRY_INTERVAL_NS
-            delivered += self._expire(now_ns)
-        return delivered
+            with self._lock:
+                late = "the broker did not answer in time"
+                self._unanswered.lose_where(lambda p: p.deadline_ns <= now_ns, RequestTimedOutError.code, late)
+                # Deaths are seen also while the answers of others leave no time to sleep.
+                ended = self._watch.ended()
+            for number in ended:
+                self._process_died(number)
+        return delivered + self._settle()
+
+    def _settle(self) -> int:
+        """Tell who waits for what is lost, and unmap lanes that nobody reads any more."""
+        if self._closing_lanes:
+            with self._lock:
+                while self._closing_lanes:
+                    self._closing_lanes.pop().close()
+        return self._unanswered.settle()
 
     def _take_from(self, lane: ClientLane) -> int:
         taken = 0
@@ -297,49 +359,41 @@ class Exchange:
         except BrokerError:
             return 0
         with self._lock:
-            pending = self._pending.pop(header.correlation, None)
+            pending = self._unanswered.take(header.correlation, None)
         if pending is None:
             return 0
         pending.on_reply(header.error, list(message[1:]))
         return 1
 
-    def _expire(self, now_ns: int) -> int:
-        with self._lock:
-            late = [number for number, pending in self._pending.items() if pending.deadline_ns <= now_ns]
-            calls = [self._pending.pop(number).on_reply for number in late]
-        for call in calls:
-            call(RequestTimedOutError.code, [b"the broker did not answer in time"])
-        return len(calls)
-
-    @property
-    def pending_count(self) -> int:
-        """Requests that are not answered yet."""
-        return len(self._pending)
-
     def close(self) -> None:
         """Close lanes and socket. Requests that are not answered are given up. In a forked child it touches nothing."""
         if self.is_closed:
             return
-        self.is_closed = True
+        if self._pumping_thread == threading.get_ident():
+            raise ConcurrentUseError("a callback must not close its client: it is the client that calls it")
+        with self._lock:
+            self.is_closed = True
         _open.discard(self)
         if os.getpid() != self._pid:
             return
         with self._pump_lock, self._lock:
             for target in list(self._lanes):
-                self._drop_lane(target)
-            for target in list(self._watched):
-                self._unwatch(target)
+                self._drop_lane(target, "this client was closed")
+            while self._closing_lanes:
+                self._closing_lanes.pop().close()
+            self._watch.close()
             self._socket.close()
             self._context.close()
             self._doorbell.close()
-            self._pending.clear()
+            self._unanswered.clear()
+            self._outbox.clear()
 
     def __reduce__(self) -> Any:
         raise TypeError("a client holds sockets and shared memory of its process: create one per process")
 
 
 def _mark_forked() -> None:
-    for exchange in list(_open):
+    for exchange in _open:
         exchange.is_closed = True
 
 

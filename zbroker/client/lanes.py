@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from zbroker.errors import BrokerError
 from zbroker.shm import layout
 from zbroker.shm.board_reader import BoardReader
 from zbroker.shm.doorbell import Bell, Sleeper
 from zbroker.shm.handover import open_lane
+from zbroker.wire.layout import HEADER_BYTES
 from zbroker.wire.messages import LaneOffer
 
 Frame = bytes | bytearray | memoryview
-OUTBOX_MESSAGES_MAX = 10_000
+OUTBOX_MESSAGES_MAX: Final = 10_000
 
 
 class ClientLane:
@@ -38,36 +40,41 @@ class ClientLane:
         self._lane = lane
         self._bell = Bell(self._bell_fd, lane.number, self._board.words, layout.H_SLEEP_SEQ)
         self._sleeper = Sleeper(lane.words, layout.L_CLIENT_SLEEP_SEQ)
-        self._outbox: deque[tuple[Frame, ...]] = deque()
+        self._outbox: deque[tuple[int, tuple[Frame, ...]]] = deque()
         self.worker_incarnation = lane.worker_incarnation
         self.request_bytes_max = lane.requests.message_bytes_max
         self.readable = lane.replies.readable
         self.receive = lane.replies.take
 
-    def fits(self, frames: Sequence[Frame]) -> bool:
-        """Whether a message of these frames can ever go through this lane."""
-        return self._lane.requests.fits(sum(map(len, frames)), len(frames))
+    def fits(self, body_sizes_bytes: Sequence[int]) -> bool:
+        """Whether a request with body frames of these sizes can ever go through this lane."""
+        return self._lane.requests.fits(HEADER_BYTES + sum(body_sizes_bytes), 1 + len(body_sizes_bytes))
 
-    def send(self, frames: tuple[Frame, ...]) -> None:
-        """Write a request and wake the worker if it sleeps. Without room it waits in order, and `flush` sends it."""
+    def send(self, frames: tuple[Frame, ...], correlation: int) -> bool:
+        """Write a request and wake the worker if it sleeps. Without room it waits in order, and `flush` sends it.
+
+        False when too many wait already: it is not sent then.
+        """
         if self._outbox or not self._lane.requests.try_write(frames):
-            self._outbox.append(frames)
-            self._bell.ring_if_asleep()
-            return
+            if len(self._outbox) >= OUTBOX_MESSAGES_MAX:
+                return False
+            self._outbox.append((correlation, frames))
         self._bell.ring_if_asleep()
+        return True
 
-    def flush(self) -> bool:
-        """Send what waits for room. Returns whether nothing waits any more."""
+    def flush(self, is_wanted: Callable[[int], bool]) -> None:
+        """Send what waits for room, but for requests that were given up meanwhile."""
         outbox = self._outbox
-        if not outbox:
-            return True
         wrote = False
-        while outbox and self._lane.requests.try_write(outbox[0]):
+        while outbox:
+            correlation, frames = outbox[0]
+            if is_wanted(correlation):
+                if not self._lane.requests.try_write(frames):
+                    break
+                wrote = True
             outbox.popleft()
-            wrote = True
         if wrote:
             self._bell.ring_if_asleep()
-        return not outbox
 
     @property
     def is_backed_up(self) -> bool:

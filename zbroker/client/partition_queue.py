@@ -3,9 +3,11 @@
 ORDER. Batches are sent in the order in which they were closed, at most `max_in_flight` at a time; a lane and a worker
 keep that order. When one fails in a way that may pass, nothing further is sent until every batch on its way is
 answered; then the failed ones are sent again, in their old order, before anything newer. What was acknowledged
-meanwhile is not sent again.
+meanwhile is not sent again. A batch takes another way (another leader, a new lane, messages) only when none is
+unanswered on the old one.
 
-All of it happens under the producer's one lock. Callbacks of users are returned to the caller, who makes them without.
+All of it happens under the producer's one lock. Callbacks of users are returned to the caller, or deferred, and made
+without it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,24 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Protocol
 
 from zbroker.client.batches import Batch, State
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, RequestTimedOutError, error_for
+from zbroker.errors import BrokerError, InvalidRecordError, RequestTimedOutError, error_for
 from zbroker.record.columns import encode_columns
 from zbroker.wire.layout import PRODUCED
 
 BACKOFF_FIRST_MS = 1
-BACKOFF_MAX_MS = 100
+
+
+class Sent(Enum):
+    """What became of an attempt to send a batch."""
+
+    YES = "yes"
+    NO_LEADER = "no leader"  # nobody knows to whom
+    NOT_YET = "not yet"  # those on the way must be answered first
 
 
 class Sending(Protocol):
@@ -31,14 +41,19 @@ class Sending(Protocol):
     lock: threading.RLock
     max_in_flight: int
     acks: int
+    retries: int
+    backoff_max_ms: int
     compression: str
     compression_level: int | None
 
     def count_closed(self, batch: Batch) -> None:
         """The batch takes memory from now on."""
 
-    def transmit(self, queue: PartitionQueue, batch: Batch) -> bool:
-        """Send a closed batch. False when its leader is not known: the queue then asks for it."""
+    def transmit(self, queue: PartitionQueue, batch: Batch) -> Sent:
+        """Send a closed batch behind those in `queue.in_flight`."""
+
+    def defer(self, calls: list[Callable[[], None]]) -> None:
+        """Make these calls soon, without the lock."""
 
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         """Send what the batch waits for, and pump until it is done."""
@@ -57,8 +72,8 @@ class PartitionQueue:
     """See the module."""
 
     __slots__ = (
-        "_backoff_ms", "_closed_count", "failed", "in_flight", "lock", "needs_leader", "open", "partition", "producer",
-        "retry_ns", "topic", "waiting",
+        "_backoff_ms", "closed_count", "failed", "in_flight", "lock", "needs_leader", "open", "partition", "producer",
+        "retry_ns", "topic", "waiting", "way",
     )  # fmt: skip
 
     def __init__(self, producer: Sending, topic: str, partition: int) -> None:
@@ -73,12 +88,18 @@ class PartitionQueue:
         self.retry_ns = 0
         self.needs_leader = False
         self._backoff_ms = BACKOFF_FIRST_MS
-        self._closed_count = 0
+        self.closed_count = 0
+        self.way: object = None
+        """What the batches in flight were sent over: for `transmit` alone."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is unacknowledged."""
         return not (self.open or self.waiting or self.in_flight or self.failed)
+
+    def is_done_until(self, number: int) -> bool:
+        """Whether every batch up to the one that was closed as `number` is done. The lock is held."""
+        return all(batch.number > number for batch in (*self.in_flight, *self.failed, *self.waiting))
 
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         """Have the batch sent, and wait until it is done."""
@@ -92,23 +113,30 @@ class PartitionQueue:
         self.open = None
         batch.timestamp_ms = self.producer.wall_ms()
         batch.count = len(batch.values)
-        batch.encoded = encode_columns(
-            batch.values,
-            batch.keys if batch.has_keys else None,
-            timestamp_ms=batch.timestamp_ms,
-            headers=batch.headers if batch.has_headers else None,
-            timestamps_ms=batch.timestamps_ms if batch.has_times else None,
-            compression=self.producer.compression,
-            compression_level=self.producer.compression_level,
-        )
+        try:
+            batch.encoded = encode_columns(
+                batch.values,
+                batch.keys if batch.has_keys else None,
+                timestamp_ms=batch.timestamp_ms,
+                headers=batch.headers if batch.has_headers else None,
+                timestamps_ms=batch.timestamps_ms if batch.has_times else None,
+                compression=self.producer.compression,
+                compression_level=self.producer.compression_level,
+            )
+        except Exception as error:
+            # Whatever the encoder says of them: these records have futures that somebody may wait for.
+            found = error if isinstance(error, BrokerError) else InvalidRecordError(f"not encodable: {error}")
+            self.producer.count_closed(batch)
+            self.producer.defer(self._finish(batch, found))
+            return
         batch.size_bytes = len(batch.encoded)
         self.add_closed(batch)
 
     def add_closed(self, batch: Batch) -> None:
         """Put an encoded batch behind the others and send what may be sent. The lock is held."""
         batch.state = State.CLOSED
-        self._closed_count += 1
-        batch.number = self._closed_count
+        self.closed_count += 1
+        batch.number = self.closed_count
         self.producer.count_closed(batch)
         self.waiting.append(batch)
         self.drain()
@@ -119,15 +147,18 @@ class PartitionQueue:
         while (
             self.waiting and not self.failed and not self.needs_leader and len(self.in_flight) < producer.max_in_flight
         ):
-            batch = self.waiting.popleft()
-            batch.state = State.SENT
-            self.in_flight.append(batch)
-            if not producer.transmit(self, batch):
-                self.in_flight.pop()
-                batch.state = State.CLOSED
-                self.waiting.appendleft(batch)
-                self.needs_leader = True
+            batch = self.waiting[0]
+            sent = producer.transmit(self, batch)
+            if sent is not Sent.YES:
+                self.needs_leader = sent is Sent.NO_LEADER
                 return
+            self.waiting.popleft()
+            batch.attempts += 1
+            if producer.acks:
+                batch.state = State.SENT
+                self.in_flight.append(batch)
+            else:
+                producer.defer(self._finish(batch, None))
 
     def answered(self, batch: Batch, number: int, body: list[Any]) -> list[Callable[[], None]]:
         """The broker's answer to a batch. Returns the calls to make without the lock. The lock is held."""
@@ -144,7 +175,8 @@ class PartitionQueue:
             calls += self._finish(batch, None)
         else:
             error = error_for(number, bytes(body[0]).decode("utf-8", "replace") if body else "")
-            if error.retriable and self.producer.now_ns() < batch.deadline_ns:
+            may_repeat = error.retriable and batch.attempts <= self.producer.retries
+            if may_repeat and self.producer.now_ns() < batch.deadline_ns:
                 batch.state = State.CLOSED
                 self.failed.append(batch)
             else:
@@ -159,8 +191,11 @@ class PartitionQueue:
         self.waiting.extendleft(sorted(self.failed, key=lambda batch: batch.number, reverse=True))
         self.failed = []
         self.needs_leader = True
+        self._back_off()
+
+    def _back_off(self) -> None:
         self.retry_ns = self.producer.now_ns() + self._backoff_ms * NS_PER_MS
-        self._backoff_ms = min(2 * self._backoff_ms, BACKOFF_MAX_MS)
+        self._backoff_ms = max(BACKOFF_FIRST_MS, min(2 * self._backoff_ms, self.producer.backoff_max_ms))
 
     def leader_found(self) -> None:
         """The leader is known again: go on. The lock is held."""
@@ -169,8 +204,7 @@ class PartitionQueue:
 
     def leader_unknown(self) -> None:
         """The leader was asked for and is not known: ask again later. The lock is held."""
-        self.retry_ns = self.producer.now_ns() + self._backoff_ms * NS_PER_MS
-        self._backoff_ms = min(2 * self._backoff_ms, BACKOFF_MAX_MS)
+        self._back_off()
 
     def expire(self, now_ns: int, reason: BrokerError | None) -> list[Callable[[], None]]:
         """Fail waiting batches whose time is over. Returns the calls to make without the lock. The lock is held."""
