@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 
+from zbroker.client.serialize import as_bytes, plain_size
 from zbroker.client.settings import ProducerSettings
 from zbroker.clock import NS_PER_MS
+from zbroker.errors import MessageSizeTooLargeError
 from zbroker.record.columns import encode_columns
 from zbroker.record.records import Header, Headers, header_tuple
 
 RECORDS_MAX = 10_000
-OVERHEAD_BYTES = 16
 
 
 class BatchBuilder:
-    """`append` until it says no, then `producer.send_batch(builder)`."""
+    """`append` until it says no, then `producer.send_batch(builder)`. It takes bytes: serializers are not applied."""
 
     def __init__(self, topic: str, partition: int, size_bytes_max: int, settings: ProducerSettings) -> None:
         self.topic = topic
@@ -33,10 +34,15 @@ class BatchBuilder:
     def append(
         self, value: bytes | None, key: bytes | None = None, *, headers: Headers = (), timestamp_ms: int | None = None
     ) -> bool:
-        """Add a record. False, with nothing added, when it does not fit any more."""
+        """Add a record. False, with nothing added, when it does not fit any more.
+
+        Raises MessageSizeTooLargeError for a record that fits into no batch, InvalidRecordError for what is not bytes.
+        """
         found = header_tuple(headers) if headers else ()
-        size = OVERHEAD_BYTES + len(value or b"") + len(key or b"")
-        size += sum(len(name.encode()) + len(blob or b"") + 8 for name, blob in found)
+        value, key = as_bytes(value, "value"), as_bytes(key, "key")
+        size = plain_size(value, key, found)
+        if size > self._size_bytes_max:
+            raise MessageSizeTooLargeError(f"a record of {size} bytes; a batch takes {self._size_bytes_max}")
         if self.size_bytes + size > self._size_bytes_max or len(self._values) >= RECORDS_MAX:
             return False
         self._values.append(value)

@@ -10,10 +10,6 @@ LOSS AND ORDER. See `partition_queue`. A producer's process that dies loses what
 
 from __future__ import annotations
 
-import atexit
-import os
-import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -22,18 +18,24 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self
 from zbroker.client.batches import Batch, BatchFuture, SendFuture
 from zbroker.client.connection import Connection
 from zbroker.client.delivery import Delivery
+from zbroker.client.filling import add_extras, add_key, deliver_to
 from zbroker.client.partition_queue import PartitionQueue
-from zbroker.client.partitioner import by_mmh3, by_murmur2, round_robin
+from zbroker.client.process_end import EXIT_FLUSH_MS, note_closed, note_open
 from zbroker.client.send_many import BatchRun, Columns
+from zbroker.client.serialize import RECORD_OVERHEAD_BYTES, as_bytes, plain_size
 from zbroker.client.settings import ProducerSettings, read_settings
+from zbroker.client.topic_refresh import TopicRefresh
 from zbroker.client.topic_sender import TopicSender
-from zbroker.clock import NS_PER_MS
-from zbroker.errors import BufferFullError, ClosedError, MessageSizeTooLargeError, TimeoutError_
+from zbroker.errors import BufferFullError, ClosedError, InvalidRecordError, MessageSizeTooLargeError, TimeoutError_
 from zbroker.record.batch import read_header
 from zbroker.record.records import Headers, RecordMetadata, header_tuple
+from zbroker.record.view import RecordBatch
+from zbroker.wire.messages import TopicInfo
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
+
+    from zbroker.client.batch_builder import BatchBuilder
 
     K = TypeVar("K", default=Any)
     V = TypeVar("V", default=Any)
@@ -45,12 +47,8 @@ else:
     V = TypeVar("V")
 
 RECORDS_PER_BATCH_MAX: Final = 10_000
-RECORD_OVERHEAD_BYTES: Final = 16
 BATCH_OVERHEAD_BYTES: Final = 256
-EXIT_FLUSH_MS: Final = 2_000
 _LAST_INDEX: Final = RECORDS_PER_BATCH_MAX - 1
-
-_open_producers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Producer(Generic[K, V]):
@@ -76,8 +74,9 @@ class Producer(Generic[K, V]):
         has_serializer = self._key_serializer is not None or self._value_serializer is not None
         has_own_choice = callable(self.settings.partitioner) or self.settings.partitioner == "round_robin"
         self._is_special = has_serializer or has_own_choice
+        self._refresh = TopicRefresh(self._connection, self.settings.metadata_max_age_ms, self._grow_topic)
         self._is_closed = False
-        _open_producers.add(self)
+        note_open(self)
 
     def send(
         self,
@@ -93,29 +92,37 @@ class Producer(Generic[K, V]):
         """Queue a record and give the future of its acknowledgement. Waits only for a topic's first metadata, or for
         room in the buffer, at most max_block_ms. Raises MessageSizeTooLargeError at once, BufferFullError."""
         call = on_delivery or self._on_delivery
-        if headers or partition is not None or timestamp_ms is not None or call is not None or self._is_special:
+        if (
+            value.__class__ is not bytes
+            or (key is not None and key.__class__ is not bytes)
+            or headers
+            or partition is not None
+            or timestamp_ms is not None
+            or call is not None
+            or self._is_special
+        ):
             return self._send_special(topic, value, key, headers, partition, timestamp_ms, call)
         sender = self._topics.get(topic) or self._open_topic(topic)
         delivery = self._delivery
         if delivery.used_bytes > self._buffer_memory:
             self._wait_for_room()
-        size = RECORD_OVERHEAD_BYTES + (len(value) if value is not None else 0)  # type: ignore[arg-type]
+        size = RECORD_OVERHEAD_BYTES + len(value)
         with self.lock:
             if key is None:
                 queue = sender.sticky
             else:
-                size += len(key)  # type: ignore[arg-type]
-                queue = sender.queues[sender.choose(key, sender.count)]  # type: ignore[arg-type]
+                size += len(key)
+                queue = sender.queues[sender.choose(key, sender.count)]
             batch = queue.open
             if batch is None or batch.size_bytes + size > self._batch_limit:
                 batch = self._next_batch(queue, size)
             values = batch.values
             index = len(values)
-            values.append(value)  # type: ignore[arg-type]
+            values.append(value)
             if key is not None or batch.has_keys:
-                self._add_key(batch, index, key)
+                add_key(batch, index, key)
             if batch.has_extras:
-                self._add_extras(batch, index, (), None)
+                add_extras(batch, index, (), None)
             batch.size_bytes += size
             if batch.size_bytes >= self._batch_max or index >= _LAST_INDEX:
                 self._close_full(sender, queue)
@@ -139,29 +146,30 @@ class Producer(Generic[K, V]):
             value = self._value_serializer(value)
         if self._key_serializer is not None and key is not None:
             key = self._key_serializer(key)
+        value, key = as_bytes(value, "value"), as_bytes(key, "key")
         found = header_tuple(headers) if headers else ()
-        size = RECORD_OVERHEAD_BYTES + len(value or b"") + len(key or b"")
-        size += sum(len(name.encode()) + len(blob or b"") + 8 for name, blob in found)
+        size = plain_size(value, key, found)
+        named = None if partition is None else self._queue_at(sender, partition)
         if self._delivery.used_bytes > self._buffer_memory:
             self._wait_for_room()
         with self.lock:
-            queue = sender.queues[partition] if partition is not None else sender.queue_for(key)
+            queue = named if named is not None else sender.queue_for(key)
             batch = queue.open
             if batch is None or batch.size_bytes + size > self._batch_limit:
                 batch = self._next_batch(queue, size)
             index = len(batch.values)
             batch.values.append(value)
             if key is not None or batch.has_keys:
-                self._add_key(batch, index, key)
+                add_key(batch, index, key)
             if found or timestamp_ms is not None or batch.has_extras:
-                self._add_extras(batch, index, found, timestamp_ms)
+                add_extras(batch, index, found, timestamp_ms)
             batch.size_bytes += size
             if batch.size_bytes >= self._batch_max or index >= _LAST_INDEX:
                 self._close_full(sender, queue)
         if self._delivery.is_idle:
             self._delivery.wake()
         if call is not None:
-            _deliver_to(call, batch, index)
+            deliver_to(call, batch, index)
         return SendFuture(batch, index)
 
     def _next_batch(self, queue: PartitionQueue, size: int) -> Batch:
@@ -170,35 +178,16 @@ class Producer(Generic[K, V]):
         if self._is_closed:
             raise ClosedError("this producer is closed")
         queue.close_open()
-        return self._delivery.open_batch(queue)
+        batch = self._delivery.open_batch(queue)
+        if batch.created_ns >= self._refresh.due_ns:
+            self._refresh.ask(self._topics)
+        return batch
 
     @staticmethod
     def _close_full(sender: TopicSender, queue: PartitionQueue) -> None:
         queue.close_open()
         if queue is sender.sticky:
             sender.next_sticky()
-
-    @staticmethod
-    def _add_key(batch: Batch, index: int, key: Any) -> None:
-        if not batch.has_keys:
-            batch.has_keys = True
-            batch.keys = [None] * index
-        batch.keys.append(key)
-
-    @staticmethod
-    def _add_extras(batch: Batch, index: int, found: tuple[Any, ...], timestamp_ms: int | None) -> None:
-        batch.has_extras = True
-        if found or batch.has_headers:
-            if not batch.has_headers:
-                batch.has_headers = True
-                batch.headers = [()] * index
-            batch.headers.append(found)
-        if timestamp_ms is not None or batch.has_times:
-            now_ms = time.time_ns() // NS_PER_MS
-            if not batch.has_times:
-                batch.has_times = True
-                batch.timestamps_ms = [now_ms] * index
-            batch.timestamps_ms.append(now_ms if timestamp_ms is None else timestamp_ms)
 
     def too_large(self, size: int) -> MessageSizeTooLargeError:
         """The error of a record above the limit."""
@@ -234,11 +223,17 @@ class Producer(Generic[K, V]):
         if keys is not None and self._key_serializer is not None:
             keys_ = [None if key is None else self._key_serializer(key) for key in keys]
         tuples = None if headers is None else [header_tuple(found) for found in headers]
+        for name, column in (("keys", keys), ("headers", headers), ("timestamps_ms", timestamps_ms)):
+            if column is not None and len(column) != len(values):
+                raise InvalidRecordError(f"send_many: {len(values)} values, but {len(column)} {name}")
+        if partition is not None:
+            self._queue_at(sender, partition)
         run = BatchRun(self, sender, Columns(values_, keys_, tuples, timestamps_ms), partition)
         return BatchFuture(run.send())
 
     def enqueue(self, queue: PartitionQueue, encoded: bytearray, values: Sequence[Any] = ()) -> Batch:
         """Queue a whole batch behind what was sent before. Waits for room in the buffer as `send` does."""
+        self._connection.check_usable()
         delivery = self._delivery
         if delivery.used_bytes > self.settings.buffer_memory:
             self._wait_for_room()
@@ -264,22 +259,28 @@ class Producer(Generic[K, V]):
         with records of `send` of the same producer there is an order only across a `flush`."""
         from zbroker.client.sender import Emitter
 
+        if partition is not None:
+            self._queue_at(self._topics.get(topic) or self._open_topic(topic), partition)
         emitter = Emitter(self, topic, partition, on_error)
         self._senders.add(emitter)
         self._delivery.emitters.add(emitter)
         self._delivery.wake()
         return emitter.emit
 
-    def create_batch(self, topic: str, *, partition: int) -> Any:
+    def create_batch(self, topic: str, *, partition: int) -> BatchBuilder:
         """A batch to fill by hand: `append(value, key=None, ...) -> bool`, then `send_batch`."""
         from zbroker.client.batch_builder import BatchBuilder
 
         return BatchBuilder(topic, partition, self.request_bytes_max - BATCH_OVERHEAD_BYTES, self.settings)
 
-    def send_batch(self, batch: Any) -> BatchFuture:
-        """Send a `BatchBuilder`'s batch."""
+    def send_batch(self, batch: BatchBuilder | RecordBatch) -> BatchFuture:
+        """Send a `BatchBuilder`'s batch, or one that was read, which then changes in nothing but its offsets, to the
+        topic and partition that it names. Raises MessageSizeTooLargeError at once."""
         sender = self._topics.get(batch.topic) or self._open_topic(batch.topic)
-        return BatchFuture([self.enqueue(sender.queues[batch.partition], batch.encode())])
+        encoded = bytearray(batch.raw()) if isinstance(batch, RecordBatch) else batch.encode()
+        if len(encoded) > self.request_bytes_max:
+            raise self.too_large(len(encoded))
+        return BatchFuture([self.enqueue(self._queue_at(sender, batch.partition), encoded)])
 
     def flush(self, *, timeout_ms: int | None = None) -> int:
         """Send everything and wait until all is answered. Returns how many records are still unanswered after
@@ -306,13 +307,25 @@ class Producer(Generic[K, V]):
         info = self._delivery.find_topic(topic)
         with self.lock:
             found = self._topics.get(topic)
-            if found is not None:
-                return found
-            queues = [self._delivery.queue(topic, number) for number in range(len(info.partitions))]
-            name = self.settings.partitioner
-            keyless = round_robin() if name == "round_robin" else name if callable(name) else None
-            self._topics[topic] = TopicSender(queues, by_murmur2 if name == "murmur2_random" else by_mmh3, keyless)
-            return self._topics[topic]
+            if found is None:
+                queues = [self._delivery.queue(topic, number) for number in range(len(info.partitions))]
+                found = self._topics[topic] = TopicSender(topic, queues, self.settings.partitioner)
+            return found
+
+    def _queue_at(self, sender: TopicSender, partition: int) -> PartitionQueue:
+        """The queue of a named partition, which may have been added a moment ago."""
+        if partition >= sender.count:
+            self._check_open()
+            view = self._connection.metadata([sender.topic], refresh=True, timeout_ms=self.settings.max_block_ms)
+            self._grow_topic(view.topic(sender.topic))
+        return sender.at(partition)
+
+    def _grow_topic(self, info: TopicInfo) -> None:
+        with self.lock:
+            sender = self._topics.get(info.name)
+            if sender is not None and len(info.partitions) > sender.count:
+                numbers = range(sender.count, len(info.partitions))
+                sender.grow([self._delivery.queue(info.name, number) for number in numbers])
 
     def _check_open(self) -> None:
         self._connection.check_usable()
@@ -347,11 +360,24 @@ class Producer(Generic[K, V]):
         finally:
             with self.lock:
                 self._is_closed = True
-            _open_producers.discard(self)
+            note_closed(self)
             self._delivery.close(TimeoutError_("the producer was closed before this was acknowledged"))
             self._connection.close()
         for emitter in list(self._senders):
             emitter.raise_first_error()
+
+    def unanswered_records(self) -> int:
+        """How many records are queued or on their way."""
+        return self._delivery.unanswered_records()
+
+    @property
+    def failed_at_close(self) -> int:
+        """How many records `close` gave up."""
+        return self._delivery.failed_at_close
+
+    def disarm_in_child(self) -> None:
+        """In a forked child: the next use looks at the connection first, which raises ForkError."""
+        self._topics = {}
 
     def __enter__(self) -> Self:
         return self
@@ -364,28 +390,3 @@ class Producer(Generic[K, V]):
 
     def __reduce__(self) -> Any:
         raise TypeError("a Producer cannot be pickled: create one per process (celery: worker_process_init)")
-
-
-def _deliver_to(call: Callable[..., None], batch: Batch, index: int) -> None:
-    def done(found: Batch) -> None:
-        if found.error is not None:
-            call(None, found.error)
-        else:
-            call(found.metadata(index), None)
-
-    batch.on_done(done)
-
-
-def _flush_at_exit() -> None:
-    for producer in list(_open_producers):
-        pending = producer._delivery.unanswered_records()
-        if pending and os.getpid() == producer._connection._pid:
-            producer.close(timeout_ms=EXIT_FLUSH_MS)
-            left = producer._delivery.failed_at_close
-            if left:
-                warnings.warn(
-                    f"{left} records were not delivered before exit: call close()", ResourceWarning, stacklevel=1
-                )
-
-
-atexit.register(_flush_at_exit)

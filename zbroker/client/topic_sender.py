@@ -1,4 +1,9 @@
-"""A topic as a producer sees it: the queues of its partitions, and how one is chosen for a record."""
+"""A topic as a producer sees it: the queues of its partitions, and how one is chosen for a record.
+
+A topic only ever gets more partitions, so a queue that was found stays the right one. What a user's partitioner answers
+is checked: it names a partition that exists, or the record is refused. Everything here is called under the producer's
+lock, but for `at`.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +11,60 @@ from collections.abc import Callable
 from typing import Any
 
 from zbroker.client.partition_queue import PartitionQueue
+from zbroker.client.partitioner import by_mmh3, by_murmur2, round_robin
+from zbroker.errors import InvalidRecordError, UnknownTopicOrPartitionError
 
 
 class TopicSender:
-    """A topic as the producer sees it: its queues, and how a partition is chosen."""
+    """The queues of one topic. `choose(key, count)` gives the partition of a record that has a key; `keyless`, where
+    there is one, that of every record."""
 
-    __slots__ = ("choose", "count", "keyless", "queues", "sticky", "turn")
+    __slots__ = ("choose", "count", "keyless", "queues", "sticky", "topic", "turn")
 
-    def __init__(self, queues: list[PartitionQueue], choose: Callable[[bytes, int], int], keyless: Any) -> None:
+    def __init__(self, topic: str, queues: list[PartitionQueue], partitioner: Any) -> None:
+        self.topic = topic
         self.queues = queues
         self.count = len(queues)
-        self.choose = choose
-        self.keyless = keyless  # None: sticky
         self.turn = 0
         self.sticky = queues[0]
+        self.keyless: Callable[[bytes | None, int], int] | None = None
+        self.choose: Callable[[bytes, int], int] = by_mmh3
+        if partitioner == "murmur2_random":
+            self.choose = by_murmur2
+        elif partitioner == "sticky":
+            self.choose = lambda _key, _count: self.turn
+        elif partitioner == "round_robin":
+            self.keyless = round_robin()
+        elif callable(partitioner):
+            self.keyless = partitioner
 
     def next_sticky(self) -> None:
         """Keyless records go to the next partition from now on."""
-        self.turn = (self.turn + 1) % len(self.queues)
+        self.turn = (self.turn + 1) % self.count
         self.sticky = self.queues[self.turn]
 
+    def grow(self, queues: list[PartitionQueue]) -> None:
+        """Take the queues of partitions that the topic got meanwhile."""
+        self.queues.extend(queues)
+        self.count = len(self.queues)
+
+    def at(self, partition: int) -> PartitionQueue:
+        """The queue of a partition that the caller named. Raises UnknownTopicOrPartitionError."""
+        if not 0 <= partition < self.count:
+            raise UnknownTopicOrPartitionError(
+                f"topic {self.topic!r} has partitions 0 to {self.count - 1}, not {partition}"
+            )
+        return self.queues[partition]
+
     def queue_for(self, key: bytes | None) -> PartitionQueue:
-        """The queue of a record's partition."""
+        """The queue of a record's partition. Raises InvalidRecordError when a user's partitioner names none."""
         if self.keyless is not None:
-            number: int = self.keyless(key, len(self.queues))
+            number = self.keyless(key, self.count)
+            if not isinstance(number, int) or not 0 <= number < self.count:
+                raise InvalidRecordError(
+                    f"the partitioner answered {number!r} for topic {self.topic!r}; it has {self.count} partitions"
+                )
             return self.queues[number]
         if key is None:
             return self.sticky
-        return self.queues[self.choose(key, len(self.queues))]
+        return self.queues[self.choose(key, self.count)]
