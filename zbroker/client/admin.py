@@ -263,16 +263,18 @@ class AdminClient:
 
     def delete_records(self, offsets: Mapping[TopicPartition | tuple[str, int], int]) -> dict[TopicPartition, int]:
         """Delete records before an offset (-1: before the high watermark). Returns where each log starts now."""
-        return {TopicPartition(*tp): self._delete_records(*tp, offset) for tp, offset in offsets.items()}
+        wanted = {TopicPartition(*tp): offset for tp, offset in offsets.items()}
+        return {tp: self._delete_records(tp, offset) for tp, offset in wanted.items()}
 
-    def _delete_records(self, topic: str, number: int, offset: int) -> int:
+    def _delete_records(self, tp: TopicPartition, offset: int) -> int:
         deadline_ns = time.monotonic_ns() + self._connection.settings.request_timeout_ms * NS_PER_MS
         while True:
             try:
-                info, partition = self._connection.metadata([topic], refresh=True).leader(topic, number)
+                info, partition = self._connection.metadata([tp.topic], refresh=True).leader(*tp)
                 frames = self._connection.request(
                     partition.leader, Api.DELETE_RECORDS, [encode(DeleteRecords(offset))], topic_id=info.topic_id,
-                    partition=number, leader_epoch=partition.leader_epoch, timeout_ms=ATTEMPT_TIMEOUT_MS, repeats=False,
+                    partition=tp.partition, leader_epoch=partition.leader_epoch, timeout_ms=ATTEMPT_TIMEOUT_MS,
+                    repeats=False,
                 )  # fmt: skip
                 return decode(LowWatermark, frames[0]).log_start
             except (LeaderNotAvailableError, NotLeaderForPartitionError, RequestTimedOutError):
