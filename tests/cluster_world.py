@@ -1,4 +1,4 @@
-"""A broker without processes: the coordinator's real state machine among modelled workers, log, board, and a lossy router.
+"""A broker without processes: the coordinator's real state machine among a modelled log, board, router and workers.
 
 Guarantees to the tests that use it: one seed gives one history; every rule of elections is checked after every step,
 from outside, by a model that knows only who has which copy open. Messages between two processes are lost, but keep
@@ -11,66 +11,18 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
+from tests.cluster_model import Board, Key, Worker, site
 from zbroker import ids
 from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import ServerConfig
 from zbroker.core import cluster_events as ev
 from zbroker.core import effects as do
 from zbroker.core.cluster import Cluster
-from zbroker.core.cluster_state import Site
 from zbroker.core.entries import AnyEntry
 from zbroker.core.image import Image
-from zbroker.errors import DirectoryLockedError, DiskFullError, FencedLeaderEpochError, StorageError
-from zbroker.wire.messages import GrantResult, Held, Message, PartitionGrant, Register
-
-Key = tuple[int, int]
-PARTITIONS_MAX = 500
-
-
-def site(**changes: Any) -> Site:
-    """The coordinator's host, as tests have it."""
-    fields: dict[str, Any] = {
-        "data_dir": "/data",
-        "memory_dir": "/run/memory",
-        "further_data_dirs": [],
-        "board": "/run/boards/coordinator",
-        "incarnation": 7,
-        "partitions_max": PARTITIONS_MAX,
-        "processes_max": 50,
-    }
-    return Site(**{**fields, **changes})
-
-
-class Board:
-    """Places for partitions, given out once while the partition exists."""
-
-    def __init__(self) -> None:
-        self.slots: dict[Key, int] = {}
-        self.leaders: dict[Key, tuple[int, int | None, int | None]] = {}
-        self.wanted: list[int] = []
-        self.is_ready = False
-        self._next = 0
-
-    def claim(self, topic_id: int, partition: int) -> int:
-        if (topic_id, partition) not in self.slots:
-            self.slots[topic_id, partition] = self._next
-            self._next += 1
-        return self.slots[topic_id, partition]
-
-
-class Worker:
-    """One incarnation of a worker: the partitions it has open, with their epochs."""
-
-    def __init__(self, number: int, incarnation: int) -> None:
-        self.number = number
-        self.incarnation = incarnation
-        self.open: dict[Key, tuple[int, int]] = {}  # -> (copy id, epoch)
-
-    def register(self) -> Register:
-        held = [Held(key[0], key[1], copy_id, epoch) for key, (copy_id, epoch) in self.open.items()]
-        return Register(self.number, self.incarnation, f"/board-{self.incarnation}", f"/lane-{self.number}", held)
+from zbroker.errors import DiskFullError, FencedLeaderEpochError, StaleIncarnationError, StorageError
+from zbroker.wire.messages import GrantResult, Message, PartitionGrant
 
 
 class World:
@@ -95,6 +47,7 @@ class World:
         self.log: list[AnyEntry] = []
         self.synced = 0
         self.workers: dict[int, Worker] = {}  # live ones by number
+        self.lingering: list[Worker] = []  # live ones whose number another has now
         self.under_way: dict[str, deque[Callable[[], None]]] = {}
         self.granted: dict[tuple[int, int, int], int] = {}  # (topic id, partition, epoch) -> incarnation
         self.epochs: dict[Key, int] = {}  # highest epoch that any worker took
@@ -102,7 +55,7 @@ class World:
         self.topic_names: dict[int, str] = {}
         self.removed_copies: set[int] = set()
         self.removed_boards: set[int] = set()
-        self.answers: dict[int, list[do.Reply]] = {}
+        self.answers: dict[object, list[do.Reply]] = {}
         self.asked = 0
         self.effects: list[do.Effect] = []
         self._next_pid = 100
@@ -117,7 +70,7 @@ class World:
         """A new coordinator reads the log, and finds the boards of the workers that live."""
         self.board = Board()
         self.cluster = Cluster(self.config, site(), self.fixed_workers, self.board.claim, Image.replayed(self.log))
-        boards = [(worker.number, worker.incarnation) for worker in self.workers.values()]
+        boards = [(worker.number, worker.incarnation) for worker in self._alive()]
         try:
             self.take(ev.Started("cluster-id", f"boot-{self.boot}", boards))
         except DiskFullError:
@@ -136,18 +89,20 @@ class World:
         effects = self.cluster.handle(event, self.now_ns)
         for effect in effects:
             self.effects.append(effect)
-            self.do(effect)
+            self.perform(effect)
         self.check()
 
-    def do(self, effect: do.Effect) -> None:
+    def perform(self, effect: do.Effect) -> None:
         match effect:
             case do.AppendEntries():
                 self._append(effect)
             case do.WatchProcess():
-                if effect.incarnation not in {worker.incarnation for worker in self.workers.values()}:
-                    self.post(f"death {effect.incarnation}", lambda: self._died(effect.number, effect.incarnation))
+                if effect.incarnation not in {worker.incarnation for worker in self._alive()}:
+                    self._dies_soon(Worker(effect.number, effect.incarnation))
             case do.FenceProcess():
                 assert all(worker.incarnation != effect.incarnation for worker in self.workers.values())
+                for old in [one for one in self.lingering if one.incarnation == effect.incarnation]:
+                    self._dies_soon(old)
             case do.SendAnnounce():
                 self.send(f"to {effect.number}", lambda: self.register(effect.number), lambda: None)
             case do.SendGrant():
@@ -155,14 +110,15 @@ class World:
             case do.SendRevoke():
                 self.send(f"to {effect.number}", lambda: self._revoke(effect), lambda: self._revoke_lost(effect))
             case do.SendReconfigure():
-                fields = (effect.number, effect.incarnation, effect.topic_id)
                 self.send(
                     f"to {effect.number}",
-                    lambda: self.take(ev.ReconfigureAnswered(*fields, True)),
-                    lambda: self.take(ev.ReconfigureAnswered(*fields, False)),
+                    lambda: self._reconfigure(effect),
+                    lambda: self._reconfigured(effect, False),
                 )
             case do.Reply():
-                if isinstance(effect.request, int):
+                if isinstance(effect.request, str):
+                    self._registered(effect)
+                else:
                     self.answers.setdefault(effect.request, []).append(effect)
             case do.PublishLeader():
                 slot = (effect.topic_id, effect.partition)
@@ -174,7 +130,7 @@ class World:
             case do.DeleteCopy():
                 self._delete_copy(effect.copy_id)
             case do.RemoveBoard():
-                assert all(worker.incarnation != effect.incarnation for worker in self.workers.values())
+                assert all(worker.incarnation != effect.incarnation for worker in self._alive())
                 self.removed_boards.add(effect.incarnation)
             case do.PublishWanted():
                 self.board.wanted = effect.numbers
@@ -194,7 +150,7 @@ class World:
     def _delete_copy(self, copy_id: int) -> None:
         assert self.cluster is not None
         assert copy_id not in self.cluster.image.copy_ids(), f"copy {copy_id} is removed, and its topic exists"
-        for worker in self.workers.values():
+        for worker in self._alive():
             for key, (held, _) in worker.open.items():
                 assert held != copy_id, f"copy {copy_id} of {key} is removed while worker {worker.number} has it open"
         self.removed_copies.add(copy_id)
@@ -245,20 +201,43 @@ class World:
         """A live worker says what it holds."""
         worker = self.workers.get(number)
         if worker is not None:
-            register = worker.register()
-            self.send(
-                f"from {number}",
-                lambda: self.take(ev.ProcessRegistered(None, register)),
-                lambda: self.register(number),
-            )
+            self._register(worker)
+
+    def _register(self, worker: Worker) -> None:
+        if worker not in self._alive():
+            return
+        register = worker.register()
+        self.send(
+            f"from {worker.incarnation}",
+            lambda: self.take(ev.ProcessRegistered(f"worker {worker.incarnation}", register)),
+            lambda: self._register(worker),
+        )
+
+    def _registered(self, reply: do.Reply) -> None:
+        for worker in list(self.lingering):
+            if reply.error == StaleIncarnationError.code and reply.request == f"worker {worker.incarnation}":
+                self._dies_soon(worker)  # it ends itself
 
     def kill_worker(self, number: int) -> None:
         """SIGKILL. The coordinator hears of it later, perhaps after its successor has registered."""
         worker = self.workers.pop(number)
-        self.post(f"death {worker.incarnation}", lambda: self._died(number, worker.incarnation))
+        self._dies_soon(worker)
 
-    def _died(self, number: int, incarnation: int) -> None:
-        self.take(ev.ProcessDied(number, incarnation))
+    def supersede_worker(self, number: int) -> None:
+        """A second process of a number, while the first one still lives: its lock was taken from it."""
+        self.lingering.append(self.workers.pop(number))
+        self.start_worker(number)
+
+    def _alive(self) -> list[Worker]:
+        return [*self.workers.values(), *self.lingering]
+
+    def _dies_soon(self, worker: Worker) -> None:
+        def die() -> None:
+            if worker in self.lingering:
+                self.lingering.remove(worker)
+            self.take(ev.ProcessDied(worker.number, worker.incarnation))
+
+        self.post(f"death {worker.incarnation}", die)
 
     def _live(self, number: int, incarnation: int) -> Worker | None:
         worker = self.workers.get(number)
@@ -274,7 +253,7 @@ class World:
             return
         results = [self._open(worker, grant) for grant in effect.grants]
         answered = ev.GrantAnswered(effect.number, effect.incarnation, effect.grants, results)
-        self.send(f"from {effect.number}", lambda: self.take(answered), lambda: self._grant_lost(effect))
+        self.send(f"from {effect.incarnation}", lambda: self.take(answered), lambda: self._grant_lost(effect))
 
     def _open(self, worker: Worker, grant: PartitionGrant) -> GrantResult:
         key = (grant.topic_id, grant.partition)
@@ -282,13 +261,14 @@ class World:
         error = 0
         if held is not None and held[1] > grant.leader_epoch:
             error = FencedLeaderEpochError.code
-        elif any(key in other.open for other in self.workers.values() if other is not worker):
-            error = DirectoryLockedError.code
         elif held is None and self.random.random() < self.open_failures:
             error = StorageError.code
         if error:
             return GrantResult(*key, error, "cannot be opened", -1, -1)
+        for other in self._alive():
+            assert other is worker or key not in other.open, f"{key} is granted while {other.incarnation} has it open"
         self._note_epoch(worker, grant, key)
+        worker.settings[grant.topic_id] = grant.config
         worker.open[key] = (grant.copy_id, grant.leader_epoch)
         return GrantResult(*key, 0, "", 0, 0)
 
@@ -311,6 +291,15 @@ class World:
         for one in effect.revocations:
             worker.open.pop((one.topic_id, one.partition), None)
         self.take(ev.RevokeAnswered(effect.number, effect.incarnation, effect.revocations, True))
+
+    def _reconfigure(self, effect: do.SendReconfigure) -> None:
+        worker = self._live(effect.number, effect.incarnation)
+        if worker is not None and effect.topic_id in {topic_id for topic_id, _ in worker.open}:
+            worker.settings[effect.topic_id] = effect.config
+        self._reconfigured(effect, worker is not None)
+
+    def _reconfigured(self, effect: do.SendReconfigure, is_done: bool) -> None:
+        self.take(ev.ReconfigureAnswered(effect.number, effect.incarnation, effect.topic_id, is_done))
 
     # --- clients, time, power ----------------------------------------------------------------------------------------
 
@@ -337,6 +326,7 @@ class World:
         """Everything dies, and what was not synced is gone, or a part of it."""
         self.kill_coordinator()
         self.workers.clear()
+        self.lingering.clear()
         del self.log[self.random.randint(self.synced, len(self.log)) :]
         self.synced = len(self.log)
         self.boot += 1
@@ -346,7 +336,7 @@ class World:
     def check(self) -> None:
         """The rules, seen from outside."""
         opened: dict[Key, Worker] = {}
-        for worker in self.workers.values():
+        for worker in self._alive():
             for key in worker.open:
                 assert key not in opened, f"{key} is open in workers {opened[key].number} and {worker.number}"
                 opened[key] = worker

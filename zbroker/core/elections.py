@@ -256,27 +256,34 @@ class Elections:
         process = self._state.live(event.number)
         if process is None or process.incarnation != event.incarnation:
             return []
-        asked = [grant for grant in event.grants if self._is_asked(grant)]
+        asked = {
+            partition.key: (partition, grant)
+            for grant in event.grants
+            if (partition := self._asked_by(grant)) is not None
+        }
         if event.results is None:
-            return [do.SendGrant(event.number, event.incarnation, asked)] if asked else []
+            return self._grants(event.number, event.incarnation, [partition for partition, _ in asked.values()])
         answers = {(result.topic_id, result.partition): result for result in event.results}
         effects: list[Effect] = []
-        for grant in asked:
-            key = (grant.topic_id, grant.partition)
+        outdated: set[int] = set()
+        for key, (partition, grant) in asked.items():
             result = answers.get(key) or GrantResult(*key, InvalidRequestError.code, "no answer for it", -1, -1)
-            partition = self._state.image.partition(*key)
-            assert partition is not None
-            if result.error == 0:
-                effects += self._lead(partition)
-            else:
+            if result.error:
                 self._fail(key, result.error, result.message, now_ns)
-        return effects
+                continue
+            effects += self._lead(partition)
+            topic = self._state.image.topics[partition.topic_id]
+            if topic.is_altered and grant.config != self._state.settings_of(topic):
+                outdated.add(topic.topic_id)
+        # Settings that were changed between the grant and its answer may have come before the partition was open.
+        return effects + [self._reconfigure(event.number, event.incarnation, topic_id) for topic_id in sorted(outdated)]
 
-    def _is_asked(self, grant: PartitionGrant) -> bool:
+    def _asked_by(self, grant: PartitionGrant) -> Partition | None:
+        """The partition, if this grant is the one whose answer is waited for."""
         partition = self._state.image.partition(grant.topic_id, grant.partition)
         if partition is None or partition.leader_epoch != grant.leader_epoch:
-            return False
-        return self._state.leadership(partition.key).standing is Standing.ASKED
+            return None
+        return partition if self._state.leadership(partition.key).standing is Standing.ASKED else None
 
     def _lead(self, partition: Partition) -> list[Effect]:
         self._state.set_leadership(partition.key, LEADING)
