@@ -1,7 +1,8 @@
 """Deaths of the broker's processes under the load of a producer, with real processes.
 
-What must hold: every acknowledged record is in the log afterwards, in the order in which it was sent, a second time only
-if it was sent a second time; the producer goes on by itself and shows its user no error; a clean stop leaves nothing.
+What must hold: every acknowledged record is in the log afterwards, in the order in which it was sent, a second time
+only if it was sent a second time; the producer goes on by itself and shows its user no error; a clean stop leaves
+nothing.
 """
 
 from __future__ import annotations

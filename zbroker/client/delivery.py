@@ -1,8 +1,9 @@
 """What a producer does behind its `send`: transmit, receive, retry, and the one background thread.
 
-The background thread sleeps while nothing is queued. When something is, it wakes every `linger_ms` (at least every
-millisecond): it closes batches that are old enough, asks for leaders that are not known, and receives acknowledgements
-if nobody else has for `STAND_BACK_NS`, so that it does not compete with a thread that waits for its own.
+The background thread sleeps while nothing is queued. When something is, it wakes every `linger_ms` (every one to
+five milliseconds): it closes batches that are old enough, asks for leaders that are not known, and receives
+acknowledgements if nobody else has for `STAND_BACK_NS`, so that it does not compete with a thread that waits for its
+own.
 """
 
 from __future__ import annotations
@@ -256,7 +257,8 @@ class Delivery:
         return found
 
     def _run(self) -> None:
-        busy_s = max(BUSY_WAIT_MS, self._settings.linger_ms) / 1000
+        # A linger that is longer than this is slept in parts: answers and what is full do not wait for it.
+        busy_s = min(max(BUSY_WAIT_MS, self._settings.linger_ms), RECEIVE_MS) / 1000
         while not self._is_closing:
             try:
                 if not self._has_work():

@@ -15,8 +15,9 @@ from msgspec import Meta, Struct
 
 from zbroker.errors import ConfigError
 
-Milliseconds = Annotated[int, Meta(ge=0)]
-PositiveMs = Annotated[int, Meta(ge=1)]
+TIME_MS_MAX = 2**31 - 1  # Kafka's, and what a request's header holds
+Milliseconds = Annotated[int, Meta(ge=0, le=TIME_MS_MAX)]
+PositiveMs = Annotated[int, Meta(ge=1, le=TIME_MS_MAX)]
 Positive = Annotated[int, Meta(ge=1)]
 
 ACKS = {"0": 0, "1": 1, "-1": -1, "all": -1, "fsync": 2}
@@ -38,13 +39,13 @@ class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     """Settings of a Producer. zbroker's own defaults: linger_ms 0, batch_size 64 KiB, partitioner mmh3."""
 
     acks: int | str = "all"
-    retries: Milliseconds = 2**31 - 1
+    retries: Annotated[int, Meta(ge=0)] = 2**31 - 1
     delivery_timeout_ms: PositiveMs = 120_000
-    linger_ms: Annotated[float, Meta(ge=0)] = 0.0
+    linger_ms: Annotated[float, Meta(ge=0, le=TIME_MS_MAX)] = 0.0
     batch_size: Annotated[int, Meta(ge=1, le=16 << 20)] = 65_536
     buffer_memory: Annotated[int, Meta(ge=65_536)] = 33_554_432
     max_block_ms: Milliseconds = 60_000
-    max_request_size: Annotated[int, Meta(ge=64, le=16 << 20)] = 1_048_576
+    max_request_size: Annotated[int, Meta(ge=1024, le=16 << 20)] = 1_048_576
     max_in_flight_requests_per_connection: Annotated[int, Meta(ge=1, le=1000)] = 5
     compression_type: Literal["none", "lz4", "zstd", "gzip"] = "none"
     compression_level: int | None = None
@@ -82,6 +83,10 @@ GROUP_SETTINGS = frozenset(
     }
 )
 
+_CALLABLE = frozenset(
+    {"partitioner", "key_serializer", "value_serializer", "key_deserializer", "value_deserializer", "on_delivery"}
+)
+
 S = TypeVar("S", bound=ConnectionSettings)
 
 
@@ -103,7 +108,7 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
                 raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
             if value is not None or source is mapping:
                 merged[snake] = value
-    callables = {name: merged.pop(name) for name in list(merged) if callable(merged[name])}
+    callables = {name: merged.pop(name) for name in _CALLABLE & merged.keys() if callable(merged[name])}
     try:
         settings = msgspec.convert(merged, kind, strict=False)
     except msgspec.ValidationError as error:

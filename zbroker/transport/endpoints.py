@@ -16,7 +16,8 @@ from zbroker.config.paths import SOCKET_PATH_BYTES_MAX, default_data_dir, defaul
 from zbroker.errors import ConfigError
 
 ENVIRONMENT_VARIABLE = "ZBROKER_BOOTSTRAP_SERVERS"
-_TCP = re.compile(r"tcp://(127\.\d{1,3}\.\d{1,3}\.\d{1,3}|localhost|\[::1\]):(\d{1,5})\Z")
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]{1,2})"
+_TCP = re.compile(rf"tcp://(127(?:\.{_BYTE}){{3}}|localhost|\[::1\]):([0-9]{{1,5}})\Z")
 
 
 class Endpoint(NamedTuple):
@@ -38,7 +39,12 @@ def parse(bootstrap_servers: str | Sequence[str] | None) -> Endpoint:
     """
     text = _one(bootstrap_servers)
     if text.startswith("ipc://"):
-        run_dir = Path(text[len("ipc://") :]).expanduser()
+        try:
+            run_dir = Path(text[len("ipc://") :]).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"bootstrap_servers: {text!r}: {error}") from error
+        if "\0" in text:
+            raise ConfigError(f"bootstrap_servers: {text!r}: a path holds no NUL")
         if not run_dir.is_absolute():
             raise ConfigError(
                 f"bootstrap_servers: {text!r}: the run directory must be absolute, as `zbroker serve` prints it"
