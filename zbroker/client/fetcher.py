@@ -42,6 +42,7 @@ class Fetcher:
         self._mappings = Mappings()
         self._order: list[Assigned] = []
         self._order_changes = -1
+        self._has_answer = False
         self._turn = 0
         self._seen_count = 0
         self._hold_until_ns = 0
@@ -175,14 +176,15 @@ class Fetcher:
     def _prepare(self) -> list[Assigned]:
         """The partitions in their order, with sources for all whose leader is known."""
         subscription, topology = self._subscription, self.topology
-        if topology.count != self._seen_count:
-            self._seen_count = topology.count
-            self._use_answer()
-        if subscription.changes != self._order_changes:
+        if topology.count != self._seen_count or subscription.changes != self._order_changes:
+            if topology.count != self._seen_count:
+                self._seen_count = topology.count
+                self._use_answer()
             self._order_changes = subscription.changes
             self._order = list(subscription.assigned.values())
             self._attach()
-        if topology.is_old or not self._is_covered():
+            self._has_answer = self._is_covered()
+        if not self._has_answer or topology.is_old:
             self._ask()
         return self._order
 
@@ -202,7 +204,6 @@ class Fetcher:
             self._subscription.follow(self.topology.view)
         except BrokerError as error:
             self._error = error
-        self._order_changes = -1
 
     def _attach(self) -> None:
         """Give each partition the source that its leader's metadata names; the old one stays until that can be had."""
