@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -58,7 +57,8 @@ class Delivery:
         self.backoff_max_ms = settings.retry_backoff_ms
         self.max_in_flight = settings.max_in_flight_requests_per_connection
         self.compression: str = settings.compression_type
-        self.emitters: weakref.WeakSet[Emits] = weakref.WeakSet()
+        # Held until the end: what a forgotten emitter has not handed over would go with it.
+        self.emitters: set[Emits] = set()
         self.compression_level = settings.compression_level
         self.used_bytes = 0
         self.failed_at_close = 0
