@@ -1,0 +1,134 @@
+"""The forty bytes of a header stay what they are, and what is no header is refused with a typed error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from zbroker.errors import InvalidRequestError, UnsupportedVersionError
+from zbroker.wire import messages as m
+from zbroker.wire.codec import decode, encode
+from zbroker.wire.layout import (
+    HEADER_BYTES,
+    INNER_APIS,
+    PEER,
+    PRODUCED,
+    REPLY,
+    REQUEST,
+    WAITED,
+    Api,
+    pack_reply,
+    pack_request,
+    unpack_header,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "wire_header.txt"
+REQUEST_BYTES = pack_request(
+    Api.PRODUCE, 0x1122334455667788, 65_537, topic_id=7, partition=3, leader_epoch=9, acks=-1, timeout_ms=30_000
+)
+
+
+def golden_messages() -> dict[str, m.Message]:
+    """One message of each kind, each field with a value of its own."""
+    process = m.ProcessInfo(16, "worker-0", 99, "/run/b", "/run/l", "running")
+    partition = m.PartitionInfo(0, 16, 3, 99, [16], [16], [], "/data/t1-0", 4)
+    topic = m.TopicInfo("orders", 1, 0, {"retention.ms": "1000"}, [partition])
+    return {
+        "Hello": m.Hello("app", 1, 1, "zbroker 0"),
+        "Welcome": m.Welcome(1, "id", "zbroker 0", "/run", "/run/boards", 77, 1000, True, 1 << 20, 64 << 20),
+        "ProcessHello": m.ProcessHello(16, 99),
+        "ProcessWelcome": m.ProcessWelcome(77),
+        "MetadataRequest": m.MetadataRequest(["orders"], True),
+        "MetadataReply": m.MetadataReply(5, "id", "/run/c", [process], [topic]),
+        "FetchRequest": m.FetchRequest(500, 1, 1 << 20, [m.FetchPartition(1, 0, 42, 1 << 16)]),
+        "FetchReply": m.FetchReply([m.FetchedPartition(1, 0, 0, 50, 2, 61)]),
+        "ListOffsetsRequest": m.ListOffsetsRequest([m.OffsetQuery(1, 0, m.LATEST)]),
+        "ListOffsetsReply": m.ListOffsetsReply([m.OffsetAnswer(1, 0, 0, 42, -1)]),
+        "OpenLane": m.OpenLane(4096, 8192),
+        "LaneOffer": m.LaneOffer(b"token", "/run/l", "/run/b"),
+        "DeleteRecords": m.DeleteRecords(-1),
+        "LowWatermark": m.LowWatermark(12),
+        "CreateTopics": m.CreateTopics([m.NewTopicSpec("orders", 3, -1, {})], False),
+        "TopicResults": m.TopicResults([m.TopicResult("orders", 36, "there", 1)]),
+        "DeleteTopics": m.DeleteTopics(["orders"]),
+        "CreatePartitions": m.CreatePartitions("orders", 6),
+        "AlterConfigs": m.AlterConfigs("orders", {"retention.ms": "1"}, ["segment.bytes"]),
+        "DescribeConfigs": m.DescribeConfigs("orders"),
+        "ConfigEntries": m.ConfigEntries([m.ConfigEntry("retention.ms", "1", "topic")]),
+        "ClusterInfo": m.ClusterInfo("id", "zbroker 0", "/data", [process], 1, 3),
+        "Register": m.Register(16, 99, "/run/b", "/run/l", [m.Held(1, 0, 2, 3)]),
+        "Registered": m.Registered("id", 88),
+        "Granted": m.Granted([m.GrantResult(1, 0, 0, "", 2, 50)]),
+        "Revoke": m.Revoke([m.Revocation(1, 0, True)]),
+        "Reconfigure": m.Reconfigure(1, {"retention.ms": "1"}),
+        "Announce": m.Announce(88),
+        "Done": m.Done(),
+    }
+
+
+def golden_text() -> str:
+    """The golden file as it should be."""
+    lines = [
+        "# A produce request: correlation 1122334455667788, target 65537, topic 7, partition 3, epoch 9, acks all,",
+        "# (the reply to it has error 6); then one message of each kind, msgpack arrays.",
+        f"request {REQUEST_BYTES.hex()}",
+        f"reply {pack_reply(unpack_header(REQUEST_BYTES), 6).hex()}",
+    ]
+    lines += [f"{name} {encode(message).hex()}" for name, message in golden_messages().items()]
+    return "\n".join(lines) + "\n"
+
+
+def test_header_and_messages_have_exactly_the_golden_bytes() -> None:
+    assert golden_text() == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize("name", sorted(golden_messages()))
+def test_a_message_decodes_to_itself(name: str) -> None:
+    message = golden_messages()[name]
+    assert decode(type(message), encode(message)) == message
+
+
+def test_a_newer_message_with_more_fields_is_read() -> None:
+    longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(encode(m.OpenLane(1, 2))), "new"])
+    assert decode(m.OpenLane, longer) == m.OpenLane(1, 2)
+
+
+def test_a_header_comes_back_as_it_went() -> None:
+    header = unpack_header(REQUEST_BYTES)
+    assert (header.kind, header.api, header.correlation) == (REQUEST, Api.PRODUCE, 0x1122334455667788)
+    assert (header.target, header.topic_id, header.partition, header.leader_epoch) == (65_537, 7, 3, 9)
+    assert (header.acks, header.timeout_ms, header.error) == (-1, 30_000, 0)
+
+
+def test_a_reply_repeats_the_request_and_carries_the_error() -> None:
+    reply = unpack_header(pack_reply(unpack_header(REQUEST_BYTES), 1003))
+    assert (reply.kind, reply.error) == (REPLY, 1003)
+    assert (reply.api, reply.correlation, reply.topic_id) == (Api.PRODUCE, 0x1122334455667788, 7)
+
+
+@pytest.mark.parametrize("size", range(HEADER_BYTES))
+def test_a_short_header_is_refused(size: int) -> None:
+    with pytest.raises(InvalidRequestError):
+        unpack_header(REQUEST_BYTES[:size])
+
+
+def test_other_bytes_another_version_and_another_kind_are_told_apart() -> None:
+    with pytest.raises(InvalidRequestError):
+        unpack_header(b"XB" + REQUEST_BYTES[2:])
+    with pytest.raises(UnsupportedVersionError):
+        unpack_header(REQUEST_BYTES[:2] + b"\x02" + REQUEST_BYTES[3:])
+    with pytest.raises(InvalidRequestError):
+        unpack_header(REQUEST_BYTES[:3] + b"\x02" + REQUEST_BYTES[4:])
+
+
+def test_sizes_of_the_hot_bodies() -> None:
+    assert (HEADER_BYTES, PRODUCED.size, WAITED.size, PEER.size) == (40, 24, 16, 12)
+
+
+def test_numbers_of_requests_never_change() -> None:
+    numbers = {api.name: int(api) for api in Api}
+    assert numbers["PRODUCE"] == 3
+    assert len(set(numbers.values())) == len(numbers)
+    assert {int(api) for api in INNER_APIS} == {40, 41, 42, 43, 44, 45}
