@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zbroker.clock import NS_PER_MS
+from zbroker.errors import BrokerError, InvalidRecordError
 from zbroker.record.columns import encode_columns
 
 if TYPE_CHECKING:
@@ -58,8 +59,13 @@ class Emitter:
             if key is not None:
                 keyed(value, key)
                 return
+            try:
+                room -= len(value) + OVERHEAD_BYTES
+            except TypeError:
+                if value is not None:
+                    raise
+                room -= OVERHEAD_BYTES
             append(value)
-            room -= len(value) + OVERHEAD_BYTES
             count -= 1
             if room <= 0 or not count:
                 hand_over_keyless()
@@ -88,7 +94,7 @@ class Emitter:
     def _is_full(self, values: list[Any], keys: list[Any]) -> bool:
         # Looked at only every 64 records: the mean of a sample is enough to close a batch near its size.
         count = len(values)
-        sample = sum(map(len, values[-16:])) + sum(map(len, keys[-16:]))
+        sample = sum([len(value) for value in values[-16:] if value is not None]) + sum(map(len, keys[-16:]))
         return count >= RECORDS_MAX - 64 or count * (sample // 16 + OVERHEAD_BYTES) >= self._limit
 
     def _hand_over_keyless(self) -> None:
@@ -123,13 +129,18 @@ class Emitter:
             self._hand_over_keyed(number)
 
     def _send(self, queue: Any, values: list[Any], keys: list[Any] | None) -> None:
-        encoded = encode_columns(
-            values,
-            keys,
-            timestamp_ms=time.time_ns() // NS_PER_MS,
-            compression=self._producer.settings.compression_type,
-            compression_level=self._producer.settings.compression_level,
-        )
+        try:
+            encoded = encode_columns(
+                values,
+                keys,
+                timestamp_ms=time.time_ns() // NS_PER_MS,
+                compression=self._producer.settings.compression_type,
+                compression_level=self._producer.settings.compression_level,
+            )
+        except (BrokerError, TypeError, ValueError) as error:
+            # The lists are gone, and the thread that is here need not be the one that emitted.
+            self._fail(error if isinstance(error, BrokerError) else InvalidRecordError(f"not encodable: {error}"))
+            return
         if len(encoded) > self._producer.request_bytes_max:
             if len(values) == 1:
                 self._fail(self._producer.too_large(len(encoded)))
