@@ -73,7 +73,7 @@ class Producer(Generic[K, V]):
         self._batch_limit = self.request_bytes_max - BATCH_OVERHEAD_BYTES
         has_serializer = self._key_serializer is not None or self._value_serializer is not None
         has_own_choice = callable(self.settings.partitioner) or self.settings.partitioner == "round_robin"
-        self._is_special = has_serializer or has_own_choice
+        self._is_special = has_serializer or has_own_choice or self._on_delivery is not None
         self._refresh = TopicRefresh(self._connection, self.settings.metadata_max_age_ms, self._grow_topic)
         self._is_closed = False
         note_open(self)
@@ -91,18 +91,20 @@ class Producer(Generic[K, V]):
     ) -> SendFuture:
         """Queue a record and give the future of its acknowledgement. Waits only for a topic's first metadata, or for
         room in the buffer, at most max_block_ms. Raises MessageSizeTooLargeError at once, BufferFullError."""
-        call = on_delivery or self._on_delivery
         if (
             value.__class__ is not bytes
             or (key is not None and key.__class__ is not bytes)
             or headers
             or partition is not None
             or timestamp_ms is not None
-            or call is not None
+            or on_delivery is not None
             or self._is_special
         ):
-            return self._send_special(topic, value, key, headers, partition, timestamp_ms, call)
-        sender = self._topics.get(topic) or self._open_topic(topic)
+            return self._send_special(topic, value, key, headers, partition, timestamp_ms, on_delivery)
+        try:
+            sender = self._topics[topic]
+        except KeyError:
+            sender = self._open_topic(topic)
         delivery = self._delivery
         if delivery.used_bytes > self._buffer_memory:
             self._wait_for_room()
@@ -119,7 +121,9 @@ class Producer(Generic[K, V]):
             values = batch.values
             index = len(values)
             values.append(value)
-            if key is not None or batch.has_keys:
+            if batch.has_keys:
+                batch.keys.append(key)
+            elif key is not None:
                 add_key(batch, index, key)
             if batch.has_extras:
                 add_extras(batch, index, (), None)
@@ -138,9 +142,10 @@ class Producer(Generic[K, V]):
         headers: Headers,
         partition: int | None,
         timestamp_ms: int | None,
-        call: Any,
+        on_delivery: Any,
     ) -> SendFuture:
         """What `send` does for a record that has more than a value and a key, or needs more done."""
+        call = on_delivery or self._on_delivery
         sender = self._topics.get(topic) or self._open_topic(topic)
         if self._value_serializer is not None and value is not None:
             value = self._value_serializer(value)
