@@ -20,7 +20,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -69,15 +69,25 @@ def _frame_at(data: bytes, position: int, synced_min: int = 0) -> tuple[bytes, i
     return data[position + FRAME.size : end], end
 
 
-def parse(data: bytes) -> tuple[list[AnyEntry], int]:
-    """The entries of a file's bytes, and the position at which the last good frame ends.
+class Parsed(NamedTuple):
+    """The entries of a file's bytes, where the last good frame ends, and whether that is a mark of all before it."""
+
+    entries: list[AnyEntry]
+    end: int
+    is_marked: bool
+
+
+def parse(data: bytes) -> Parsed:
+    """Read what is good from the beginning.
 
     Raises UnsupportedVersionError for an entry or layout that this version does not know.
     """
     entries: list[AnyEntry] = []
     position = 0
+    is_marked = False
     while found := _frame_at(data, position):
         body, end = found
+        is_marked = not body and FRAME.unpack_from(data, position)[2] == position
         if body:
             try:
                 entry = _decoder.decode(body)
@@ -89,7 +99,7 @@ def parse(data: bytes) -> tuple[list[AnyEntry], int]:
                 raise UnsupportedVersionError(f"metadata layout {entry.layout}; this zbroker reads {LAYOUT}")
             entries.append(entry)
         position = end
-    return entries, position
+    return Parsed(entries, position, is_marked)
 
 
 def was_synced(data: bytes, position: int) -> bool:
@@ -122,13 +132,15 @@ class MetadataLog:
         try:
             size_bytes = files.size_bytes(fd)
             data = files.pread(fd, size_bytes, 0)
-            entries, position = parse(data)
+            entries, position, is_marked = parse(data)
             if position < size_bytes and was_synced(data, position):
                 raise CopyDamagedError(
                     f"{path}: damage at byte {position}, which was on the disk",
                     hint="restore the metadata directory from a backup",
                 )
             log = cls(directory, files, fd, position, entries)
+            if is_marked:
+                log._synced = position
             if position < size_bytes:
                 log._cut()  # nobody maps this file, so it can be shortened
                 log.cut_bytes = size_bytes - position
