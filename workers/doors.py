@@ -1,15 +1,23 @@
 """The router's sockets: for clients by ipc and perhaps tcp, for the broker's own processes by ipc.
 
-Guarantees: every socket file is private to the user, and made anew after what a dead router left; `stop_listening`
-leaves standing connections alone; `replace` frees all that a socket holds, its connections included; nothing blocks
-but `close`, and that for at most LINGER_MS a socket.
+Guarantees: every socket file is private to the user; `stop_listening` leaves standing ipc connections alone; `replace`
+frees all that a socket holds, its connections included; nothing blocks but `close`, and that for at most LINGER_MS a
+socket.
 
-The caller holds the router's lock: a second bind of an ipc path would take it from the first without an error.
+An ipc socket is bound under a name of its own and then renamed to the one that clients know, and to stop listening it
+is renamed back. `unbind` would not do: libzmq makes the accepted connections children of the listener, and ends them
+with it. And libzmq removes, some time after a close, the name under which a socket was bound, which by then may be its
+successor's; a name used once is nobody's. tcp has no names: to stop there is to unbind, its clients are cut off and
+connect again by themselves.
+
+The caller holds the router's lock: a second bind of an ipc path takes it from the first without an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -30,21 +38,24 @@ class Doors:
     """Up to three ROUTER sockets by their origin, the byte that a return address begins with."""
 
     def __init__(self, loop: Loop, config: ServerConfig, front: Path, back: Path, on_message: OnMessage) -> None:
-        """Open and bind. Raises ConfigError when the tcp port cannot be had, OSError for other failures."""
+        """Open and listen. Raises ConfigError when the tcp port cannot be had, OSError for other failures."""
         self._loop = loop
-        self._config = config
+        self._limits = config.limits
         self._on_message = on_message
         self._context = Context(config.network.io_threads)
-        self.endpoints = {FRONT: f"ipc://{front}", BACK: f"ipc://{back}"}
+        self._numbers = count()
+        self._public = {FRONT: front, BACK: back}
+        self.endpoints = {origin: f"ipc://{path}" for origin, path in self._public.items()}
         if config.network.tcp_listen:
             self.endpoints[TCP] = config.network.tcp_listen
-        self._files = {FRONT: front, BACK: back}
         self._sockets: dict[bytes, RouterSocket] = {}
-        self._bound: set[bytes] = set()
+        self._private: dict[bytes, Path] = {}  # under which name an ipc socket is bound
+        self._listening: set[bytes] = set()
         try:
+            self._remove_private_names()
             for origin in self.endpoints:
                 self._open(origin)
-                self._bind(origin)
+                self._listen(origin)
         except BaseException:
             self.close()
             raise
@@ -53,6 +64,11 @@ class Doors:
     def client_origins(self) -> list[bytes]:
         """The sockets that clients connect to."""
         return [origin for origin in self.endpoints if origin != BACK]
+
+    @property
+    def origins(self) -> list[bytes]:
+        """All sockets."""
+        return list(self.endpoints)
 
     def send(self, origin: bytes, message: list[Frame]) -> bool:
         """Queue a message, its first frame a routing id. False: that peer's queue is full. Raises UnroutableError."""
@@ -63,28 +79,28 @@ class Doors:
         return origin in self._sockets
 
     def listen(self) -> bool:
-        """Accept clients again. False: an ended listener has not let go of its address yet, try again."""
-        for origin in self.client_origins:
-            if origin in self._bound:
-                continue
-            # libzmq removes the socket file some time after it was told to stop: a new one must not be there by then.
-            if origin in self._files and self._files[origin].exists():
-                return False
+        """Accept connections again. False: not everywhere yet, try again (the kernel has not let go of a tcp port)."""
+        for origin in self.origins:
             try:
-                self._bind(origin)
+                self._listen(origin)
             except (OSError, ConfigError):
                 return False
         return True
 
-    def stop_listening(self) -> None:
-        """Accept no further clients; those that are connected stay."""
-        for origin in self.client_origins:
-            if origin in self._bound:
-                self._bound.discard(origin)
-                self._sockets[origin].unbind(self.endpoints[origin])
+    def stop_listening(self, origins: Iterable[bytes]) -> None:
+        """Accept no further connections. Those of ipc stay, those of tcp end."""
+        for origin in origins:
+            if origin not in self._listening:
+                continue
+            self._listening.discard(origin)
+            if origin == TCP:
+                self._sockets[TCP].unbind(self.endpoints[TCP])
+            elif self._public[origin].exists():
+                os.rename(self._public[origin], self._private[origin])
 
     def replace(self, origin: bytes) -> None:
         """Close a socket with all its connections and messages, and open another, which does not listen yet."""
+        self.stop_listening([origin])
         self._shut(origin, linger_ms=0)
         self._open(origin)
 
@@ -93,32 +109,42 @@ class Doors:
         for origin in list(self._sockets):
             self._shut(origin, linger_ms=LINGER_MS)
         self._context.close()
-        for path in self._files.values():
+        for path in self._public.values():
             path.unlink(missing_ok=True)
+        self._remove_private_names()
 
     def _open(self, origin: bytes) -> None:
-        limits = self._config.limits
         socket = RouterSocket(
             self._context,
-            message_max_bytes=INNER_FRAME_BYTES_MAX if origin == BACK else limits.message_max_bytes,
-            frames_max=limits.frames_per_message_max + (1 if origin == BACK else 0),  # a return address
+            message_max_bytes=INNER_FRAME_BYTES_MAX if origin == BACK else self._limits.message_max_bytes,
+            frames_max=self._limits.frames_per_message_max + (1 if origin == BACK else 0),  # a return address
         )
         self._sockets[origin] = socket
+        if origin != TCP:
+            public = self._public[origin]
+            self._private[origin] = public.with_name(f"{public.stem}-{next(self._numbers)}{public.suffix}")
+            socket.bind(f"ipc://{self._private[origin]}")
         self._loop.add_socket(socket, lambda frames: self._on_message(origin, frames))
 
-    def _bind(self, origin: bytes) -> None:
-        if origin in self._files:
-            self._files[origin].unlink(missing_ok=True)  # a dead router's
-        try:
-            self._sockets[origin].bind(self.endpoints[origin])
-        except OSError as error:
-            if origin == TCP:
+    def _listen(self, origin: bytes) -> None:
+        if origin in self._listening:
+            return
+        if origin == TCP:
+            try:
+                self._sockets[TCP].bind(self.endpoints[TCP])
+            except OSError as error:
                 raise ConfigError(f"network.tcp_listen: {error.strerror}") from error
-            raise
-        self._bound.add(origin)
+        else:
+            os.rename(self._private[origin], self._public[origin])
+        self._listening.add(origin)
 
     def _shut(self, origin: bytes, *, linger_ms: int) -> None:
         socket = self._sockets.pop(origin)
-        self._bound.discard(origin)
+        self._listening.discard(origin)
         self._loop.remove_socket(socket)
         socket.close(linger_ms)
+
+    def _remove_private_names(self) -> None:
+        for public in self._public.values():
+            for path in public.parent.glob(f"{public.stem}-*{public.suffix}"):
+                path.unlink(missing_ok=True)

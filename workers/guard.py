@@ -1,8 +1,9 @@
 """Keep the router alive under a flood: listen no further while descriptors or memory run short.
 
 libzmq ends the whole process when an ipc listener's accept() finds no descriptor, and keeps the messages of dead peers
-until they are read. So the guard stops listening early: at half of the descriptors or above a resident size; it listens
-again when both are well below. Connections that stand are served all the while.
+until they are read. So the guard stops listening early: to clients at half of the descriptors or above a resident size,
+to everybody at three quarters; it listens again when both are well below. Connections that stand are served all the
+while.
 
 One thing is not bounded by queue lengths: a message whose frames never end is kept by libzmq, out of sight, until its
 last frame. Above a second resident size the guard has the sockets replaced, which frees all that they hold; clients
@@ -32,9 +33,10 @@ _SELF_FD: Final = "/proc/self/fd"
 
 
 class Bounds(NamedTuple):
-    """What a router may use. Below `resident_trim` memory is left alone."""
+    """What a router may use. Below `resident_trim_bytes` memory is left alone."""
 
     files_stop: int
+    files_stop_all: int
     files_resume: int
     resident_stop_bytes: int = 256 * MIB
     resident_resume_bytes: int = 160 * MIB
@@ -53,7 +55,7 @@ def bounds_for(files_max: int, connections_max: int) -> Bounds:
     Connections beyond twice the allowed number are refused by their first message; that many are not even accepted.
     """
     stop = min(files_max // 2, 2 * connections_max + 256)
-    return Bounds(stop, stop // 2)
+    return Bounds(stop, stop + stop // 2, stop // 2)
 
 
 def open_files() -> int:
@@ -82,20 +84,23 @@ class Guard:
         bounds: Bounds,
         *,
         stop: Callable[[str], None],
+        stop_all: Callable[[str], None],
         resume: Callable[[], bool],
         reset: Callable[[str], None],
         trim: Callable[[], None] = trim_heap,
     ) -> None:
-        """`stop(why)` shall end listening; `resume` begin it, or return False to be called again; `reset(why)` replace
-        the sockets, and not listen."""
+        """`stop(why)` shall end listening to clients, `stop_all(why)` to processes too; `resume` begin it, or return
+        False to be called again; `reset(why)` replace the clients' sockets, and not listen."""
         self._bounds = bounds
         self._stop = stop
+        self._stop_all = stop_all
         self._resume = resume
         self._reset = reset
         self._trim = trim
         self._next_trim_ns = 0
         self._next_reset_ns = 0
         self.is_listening = True
+        self._is_shut = False
         self.files = 0
 
     def check(self, files: int, resident: int, now_ns: int) -> None:
@@ -112,8 +117,12 @@ class Guard:
         elif self.is_listening and resident > bounds.resident_stop_bytes:
             self.is_listening = False
             self._stop(f"{resident // MIB} MiB resident")
+        elif not self.is_listening and files > bounds.files_stop_all and not self._is_shut:
+            self._is_shut = True
+            self._stop_all(f"{files} descriptors open")
         elif not self.is_listening and files < bounds.files_resume and resident < bounds.resident_resume_bytes:
             self.is_listening = self._resume()
+            self._is_shut = self._is_shut and not self.is_listening
         if resident > bounds.resident_trim_bytes and now_ns >= self._next_trim_ns:
             self._next_trim_ns = now_ns + TRIM_INTERVAL_NS
             self._trim()

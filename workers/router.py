@@ -77,7 +77,13 @@ class Router:
         role.at_close(self.doors.close)
         self._files_at_start = open_files()
         bounds = bounds_for(raise_descriptor_limit(), self._connections_max)
-        self.guard = Guard(bounds, stop=self._stop_listening, resume=self._listen_again, reset=self._reset)
+        self.guard = Guard(
+            bounds,
+            stop=lambda why: self._stop_listening(self.doors.client_origins, why),
+            stop_all=lambda why: self._stop_listening(self.doors.origins, why),
+            resume=self._listen_again,
+            reset=self._reset,
+        )
         role.loop.call_every(bounds.interval_ms, self._look_around)
 
     def run(self) -> None:
@@ -85,7 +91,7 @@ class Router:
         self._role.set_running()
         self._role.log.info("listening", extra={"at": " ".join(self.doors.endpoints.values())})
         self._role.run()
-        self.doors.stop_listening()
+        self.doors.stop_listening([FRONT])
         end_ns = self._clock.now_ns() + DRAIN_MAX_MS * NS_PER_MS
         quiet_turns = 0
         while quiet_turns < DRAIN_QUIET_TURNS and not self._role.must_stop_now and self._clock.now_ns() < end_ns:
@@ -275,9 +281,9 @@ class Router:
         if not self._role.is_stopping:
             self.guard.check(open_files(), resident_bytes(), self._clock.now_ns())
 
-    def _stop_listening(self, why: str) -> None:
+    def _stop_listening(self, origins: list[bytes], why: str) -> None:
         self._role.log.warning("no new connections for now", extra={"because": why})
-        self.doors.stop_listening()
+        self.doors.stop_listening(origins)
 
     def _listen_again(self) -> bool:
         is_listening = self.doors.listen()
