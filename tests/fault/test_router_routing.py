@@ -23,7 +23,7 @@ from zbroker.errors import (
     UnsupportedVersionError,
 )
 from zbroker.wire.codec import encode
-from zbroker.wire.layout import NO_PEER, PEER, Api, pack_reply, pack_request, unpack_header
+from zbroker.wire.layout import PEER, Api, pack_reply, pack_request, unpack_header
 from zbroker.wire.messages import Hello, ProcessHello
 
 WORKER = ids.worker_number(0)
@@ -279,35 +279,6 @@ os._exit(0)
         assert router.log.count("refused a message") == 1
         with pytest.raises(AssertionError):
             worker.take(timeout_s=0.2)
-
-
-def test_tcp_clients_have_no_user_and_no_shared_memory() -> None:
-    config = {"network": {"tcp_listen": "tcp://127.0.0.1:*", "tcp_unauthenticated_loopback": True}}
-    with RouterProcess(config) as router, PlayedProcess(router, WORKER) as worker:
-        with open("/proc/net/tcp") as file:
-            inodes = {fields[9]: fields[1] for fields in map(str.split, file) if fields[3] == "0A"}
-        links = (f"/proc/{router.process.pid}/fd/{fd}" for fd in os.listdir(f"/proc/{router.process.pid}/fd"))
-        own = {os.readlink(link)[8:-1] for link in links if os.readlink(link).startswith("socket:")}
-        (address,) = [inodes[inode] for inode in own if inode in inodes]
-        host, port = address.split(":")
-        assert host == "0100007F", "on loopback and nowhere else"
-        with Talker(f"tcp://127.0.0.1:{int(port, 16)}") as client:
-            assert not client.hello().shared_memory
-            client.send([pack_request(Api.PRODUCE, 1, WORKER), b"x"])
-            assert PEER.unpack(worker.take()[1]) == (NO_PEER, NO_PEER, NO_PEER)
-
-
-def test_a_tcp_port_that_is_taken_is_a_mistake_in_the_settings() -> None:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        router = RouterProcess({"network": {"tcp_listen": endpoint, "tcp_unauthenticated_loopback": True}})
-        try:
-            assert router.process.wait(20) == 2
-            assert "network.tcp_listen" in router.log
-        finally:
-            router.__exit__(None, None, None)
 
 
 def test_t34_a_second_router_in_the_same_directory_is_told_to_wait(router: RouterProcess) -> None:

@@ -145,17 +145,19 @@ class Loop:
         events = self._epoll.poll(timeout_ms / 1000 if may_sleep else 0)
         if timeout_ms > 0:
             self.after_sleep()
+        # Sockets first: their edges come once, and a reader may raise.
+        for fd, _ in events:
+            if fd in self._sources:
+                self._sources[fd][0].needs_look = True
+        if may_sleep and not events:
+            for source, _ in self._sources.values():
+                source.needs_look = True
         for fd, _ in events:
             # A callback may have removed a descriptor that comes later in this list.
             call = self._readers.get(fd)
             if call is not None:
                 call()
                 work += 1
-            elif fd in self._sources:
-                self._sources[fd][0].needs_look = True
-        if may_sleep and not events:
-            for source, _ in self._sources.values():
-                source.needs_look = True
         return work
 
     def _take_messages(self) -> int:
@@ -177,7 +179,10 @@ class Loop:
         timers = self._timers
         if timers:
             now_ns = self._clock.now_ns()
-            while timers and timers[0][0] <= now_ns:
+            # Those made meanwhile have their turn next: a timer that sets itself again cannot keep the loop.
+            left = len(timers)
+            while left and timers and timers[0][0] <= now_ns:
+                left -= 1
                 call = heapq.heappop(timers)[2].call
                 if call is not None:
                     call()
@@ -187,7 +192,8 @@ class Loop:
     def close(self) -> None:
         """Give the loop's descriptors back, and signals to whom they belonged; registered descriptors stay open."""
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+            # None: somebody who does not speak Python had it, and cannot have it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous_handlers.clear()
         if self._signal_pipe is not None:
             signal.set_wakeup_fd(-1)
