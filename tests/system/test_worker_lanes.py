@@ -231,7 +231,9 @@ def test_t40_lying_lengths_and_numbers_close_that_lane_and_no_other(worker: Scri
             where = chance.choice(
                 [start + chance.randrange(512), layout.L_REQUESTS_HEAD, layout.L_REPLIES_TAIL, layout.L_REQUESTS_HEAD]
             )
-            words[where] = chance.choice([0, 8, 64, chance.getrandbits(32), chance.getrandbits(64), words[where] + 64])
+            words[where] = chance.choice(
+                [0, 8, 64, chance.getrandbits(32), chance.getrandbits(64), words[where] + 64 & 0xFFFF_FFFF_FFFF_FFFF]
+            )
             bad.bell.ring_if_asleep()
         bad.bell.ring()
         good.produce([b"good"]).produced()
