@@ -31,7 +31,7 @@ def check_known(roots: Iterable[Path], next_copy_id: int, metadata_dir: Path) ->
     """Raise CopyDamagedError when a copy exists that the metadata log cannot have made."""
     for root in roots:
         for copy_id, folder in folders(root):
-            if copy_id >= next_copy_id and any(os.scandir(folder)):
+            if copy_id >= next_copy_id and os.listdir(folder):
                 raise CopyDamagedError(
                     f"{folder} is unknown to {metadata_dir}: the metadata is lost, or older than the data",
                     hint="put back the metadata directory that belongs to it, or move the copy away",
