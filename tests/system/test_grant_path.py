@@ -18,9 +18,12 @@ import pytest
 from tests.conditions import wait_until
 from zbroker import AdminClient, Consumer, NewTopic, Producer, TopicPartition, ids
 from zbroker.config.schema import ServerConfig
+from zbroker.core.entries import ClusterCreated, Placement, TopicConfigured, TopicCreated
 from zbroker.errors import BrokerError, DiskFullError, UnknownTopicOrPartitionError
 from zbroker.shm.coordinator_board import CoordinatorBoardReader, Leader
+from zbroker.storage.files import Files
 from zbroker.testing import Broker
+from zbroker.workers.metadata_log import MetadataLog
 
 EXIT_TEMPORARY = 75
 
@@ -287,6 +290,27 @@ def test_t10_a_full_disk_refuses_new_topics_and_takes_them_again_when_there_is_r
             assert broker.pid_of("coordinator") == pid, "it never ended"
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_long_metadata_log_is_written_anew_and_says_the_same(tmp_path: Path) -> None:
+    broker = Broker(workers=1, directory=tmp_path)
+    broker.paths.metadata_dir.mkdir(parents=True)
+    log = MetadataLog.open(broker.paths.metadata_dir, Files())
+    created = TopicCreated(4, "orders", {}, [Placement(0, 9, "data", ids.worker_number(0))])
+    changes = [TopicConfigured(4, {"retention.ms": str(number)}) for number in range(12_000)]
+    log.append([ClusterCreated("the-id"), created, *changes], durable=True)
+    log.close()
+    size_bytes = log.size_bytes
+    with broker:
+        path = broker.paths.metadata_dir / "log"
+        wait_until(lambda: path.stat().st_size < size_bytes // 100, what="a short log")
+        create(broker, NewTopic("next"))
+        broker.restart()
+        with AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
+            assert admin.describe_configs("orders")["retention.ms"] == ("11999", "topic")
+            topics = admin.describe_topics(["orders", "next"])
+        assert (topics["orders"].topic_id, topics["next"].topic_id) == (4, 5)
+        assert topics["next"].partitions[0].replicas == [10]
 
 
 def test_a_thousand_partitions_are_created_in_one_call(broker: Broker) -> None:
