@@ -65,7 +65,7 @@ class Exchange:
         self._lock = threading.RLock()
         self._pump_lock = threading.Lock()
         self._unanswered = Unanswered()
-        self._correlations = count(1)
+        self._correlations = count(int.from_bytes(os.urandom(6), "little"))  # another client's answer must not fit
         self._lanes: dict[int, ClientLane] = {}
         self._lane_list: tuple[tuple[int, ClientLane], ...] = ()
         self._closing_lanes: list[ClientLane] = []
