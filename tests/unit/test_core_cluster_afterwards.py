@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from tests.cluster_asks import W0, W1, create, effects_of, metadata, state_of, world_of
 from tests.cluster_model import site
 from tests.cluster_world import World
-from tests.unit.test_core_cluster import W0, W1, create, effects_of, metadata, state_of, world_of
 from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import ServerConfig
 from zbroker.core import cluster_events as ev
