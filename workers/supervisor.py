@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Final
@@ -33,7 +34,7 @@ from zbroker.errors import BrokerError, ConfigError, DirectoryLockedError
 from zbroker.shm import reaper
 from zbroker.shm.board import board_path
 from zbroker.shm.coordinator_board import CoordinatorBoardReader
-from zbroker.shm.lockfile import LockFile
+from zbroker.shm.lockfile import LockFile, is_held
 from zbroker.workers import leftovers, service
 from zbroker.workers.logs import start_logging
 from zbroker.workers.process import become_child
@@ -41,11 +42,12 @@ from zbroker.workers.signals import Signals
 
 EXIT_BAD_CONFIG: Final = lifecycle.EXIT_BAD_CONFIG
 EXIT_INTERNAL: Final = lifecycle.EXIT_INTERNAL
-EXIT_TEMPORARY: Final = 75
+EXIT_TEMPORARY: Final = lifecycle.EXIT_TEMPORARY
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _READY_POLL_MS: Final = 2
 _WANTED_POLL_MS: Final = 50
 _IDLE_POLL_MS: Final = 1_000
+_DATA_LOCK_WAIT_MS: Final = 500
 
 log = logging.getLogger("zbroker.supervisor")
 
@@ -280,6 +282,22 @@ class Supervisor:
             return None
 
 
+def check_data_lock(paths: Paths) -> None:
+    """Make sure that no other broker, with a run directory of its own, has the data directory.
+
+    The coordinator takes the lock; this only says early what would end it. A holder that was killed a moment ago may
+    still be on its way out, so it is given some time. Raises DirectoryLockedError that names lock and holder.
+    """
+    path = paths.data_lock
+    end_ns = time.monotonic_ns() + _DATA_LOCK_WAIT_MS * NS_PER_MS
+    while is_held(path):
+        if time.monotonic_ns() > end_ns:
+            pid = path.read_text().strip()
+            hint = "stop that broker first, or give this one a --data-dir of its own"
+            raise DirectoryLockedError(f"{path} is held by process {pid}: another broker has these data", hint=hint)
+        time.sleep(0.01)
+
+
 def main(
     config: ServerConfig,
     paths: Paths | None = None,
@@ -303,6 +321,12 @@ def main(
     except BrokerError as error:
         log.error("%s", error)
         return EXIT_INTERNAL
+    try:
+        check_data_lock(paths)
+    except DirectoryLockedError as error:
+        log.error("%s", error)
+        lock.release()
+        return EXIT_TEMPORARY
     for removed in reaper.sweep(paths.run_dir, paths.boards_dir):
         log.info("removed %s, left by a dead process", removed)
     if role is run_role:

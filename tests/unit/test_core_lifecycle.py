@@ -133,6 +133,13 @@ def test_the_broker_stops_with_an_error_when_its_last_worker_is_given_up() -> No
     assert bench.do(Exited(ROUTER, 0)) == [Finish(70)]
 
 
+def test_the_broker_ends_with_75_when_its_coordinator_finds_the_data_locked_again_and_again() -> None:
+    bench = Bench((ROUTER, COORDINATOR, W0))
+    assert crash(bench, COORDINATOR, 75) == [Signal(W0, signal.SIGTERM)]
+    assert bench.do(Exited(W0, 0)) == [Signal(ROUTER, signal.SIGTERM)]
+    assert bench.do(Exited(ROUTER, 0)) == [Finish(75)]
+
+
 @pytest.mark.parametrize("number", [ROUTER, COORDINATOR])
 def test_the_broker_stops_when_a_process_is_given_up_that_it_cannot_do_without(number: int) -> None:
     bench = Bench()

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,12 @@ from pathlib import Path
 import pytest
 
 from tests.conditions import wait_until
-from zbroker.shm.lockfile import is_held
+from zbroker.config.paths import make_directories, paths_for
+from zbroker.config.schema import BrokerSection, ServerConfig
+from zbroker.errors import DirectoryLockedError
+from zbroker.shm.lockfile import LockFile, is_held
 from zbroker.testing import broker as testing_broker
+from zbroker.workers.supervisor import check_data_lock
 
 ROLES = """
 import os, signal, sys, time
@@ -246,7 +251,7 @@ def test_a_second_signal_stops_fast(supervised: Supervised) -> None:
     assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize(("words", "exit_code"), [("exit 70", 70), ("raise", 70), ("exit 2", 2), ("exit 75", 70)])
+@pytest.mark.parametrize(("words", "exit_code"), [("exit 70", 70), ("raise", 70), ("exit 2", 2), ("exit 75", 75)])
 def test_a_router_that_cannot_run_ends_the_broker_with_its_reason(
     supervised: Supervised, words: str, exit_code: int
 ) -> None:
@@ -294,3 +299,18 @@ def test_settings_that_cannot_be_used_are_exit_code_2(supervised: Supervised) ->
     process = supervised.start(wait=False)
     assert process.wait(20) == 2
     assert "--run-dir" in supervised.log
+
+
+def test_locked_data_are_waited_for_a_moment_and_then_refused_with_the_holder(tmp_path: Path) -> None:
+    paths = paths_for(
+        ServerConfig(broker=BrokerSection(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "run")))
+    )
+    make_directories(paths)
+    check_data_lock(paths)
+    lock = LockFile.take(paths.data_lock)
+    with pytest.raises(DirectoryLockedError, match=rf"{paths.data_lock} is held by process {os.getpid()}\b"):
+        check_data_lock(paths)
+    dying = threading.Timer(0.05, lambda: lock.release(unlink=False))
+    dying.start()
+    check_data_lock(paths)
+    dying.join()

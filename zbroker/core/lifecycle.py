@@ -14,8 +14,10 @@ Guarantees: a process that is wanted and dead is started again: at once the firs
 longer than `crash_loop_window_ms`. After `crash_loop_limit` deaths in a row it is given up: the broker goes on without
 a worker or replica, and stops where none is left, or where it is the router or the coordinator. SIGKILL is somebody's
 act and no crash of the process (an operator, the coordinator that fences a hung worker, the kernel out of memory): it
-never counts against the limit. A stop goes in order, workers and replicas, coordinator, router, each with its share
-of `stop_timeout_ms` and SIGKILL at its end. Events that a state does not allow raise IllegalTransition.
+never counts against the limit. A broker that ends because of a process given up has that process's last exit code where
+it says more than "internal": 2 for settings, at once; 75 for a lock that another process holds. A stop goes in order,
+workers and replicas, coordinator, router, each with its share of `stop_timeout_ms` and SIGKILL at its end. Events that
+a state does not allow raise IllegalTransition.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from zbroker.errors import IllegalTransition
 
 EXIT_BAD_CONFIG: Final = 2
 EXIT_INTERNAL: Final = 70
+EXIT_TEMPORARY: Final = 75
 FAST_STOP_MS: Final = 500
 SHORT_LIFE_MS: Final = 1_000
 # The part of the stop's time that is over when a group is killed: leaders first, so that they can still hand over.
@@ -271,7 +274,8 @@ class Lifecycle:
         if status == EXIT_BAD_CONFIG:
             return self._give_up(process, now_ns, "its settings are wrong", EXIT_BAD_CONFIG)
         if process.crashes_in_row >= limits.crash_loop_limit:
-            return self._give_up(process, now_ns, f"{process.crashes_in_row} crashes in a row", EXIT_INTERNAL)
+            exit_code = EXIT_TEMPORARY if status == EXIT_TEMPORARY else EXIT_INTERNAL
+            return self._give_up(process, now_ns, f"{process.crashes_in_row} crashes in a row", exit_code)
         process.state = State.WAITING
         process.deadline_ns = now_ns + self.backoff_ms(process.deaths_in_row) * NS_PER_MS
         return self._due(now_ns)
