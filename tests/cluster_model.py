@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zbroker.core.cluster_state import Site
-from zbroker.wire.messages import Held, Register
+from zbroker.wire.inner_messages import Held, Register
 
 Key = tuple[int, int]
 PARTITIONS_MAX = 500

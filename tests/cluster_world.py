@@ -22,7 +22,8 @@ from zbroker.core.cluster import Cluster
 from zbroker.core.entries import AnyEntry
 from zbroker.core.image import Image
 from zbroker.errors import DiskFullError, FencedLeaderEpochError, StaleIncarnationError, StorageError
-from zbroker.wire.messages import GrantResult, Message, PartitionGrant
+from zbroker.wire.inner_messages import GrantResult, PartitionGrant
+from zbroker.wire.messages import Message
 
 
 class World:

@@ -35,20 +35,16 @@ from zbroker.shm.handover import open_lane
 from zbroker.shm.lane import ring_bytes_for
 from zbroker.transport.sockets import Context, RouterSocket
 from zbroker.wire.codec import decode, encode
+from zbroker.wire.inner_messages import Grant, Granted, PartitionGrant, Register, Registered
 from zbroker.wire.layout import PEER, PRODUCED, REPLY, WAITED, Api, Header, pack_reply, pack_request, unpack_header
 from zbroker.wire.messages import (
     FetchPartition,
     FetchRequest,
-    Grant,
-    Granted,
     LaneOffer,
     Message,
     OpenLane,
-    PartitionGrant,
     ProcessHello,
     ProcessWelcome,
-    Register,
-    Registered,
 )
 
 M = TypeVar("M", bound=Message)

@@ -35,22 +35,16 @@ from zbroker.shm.lockfile import LockFile
 from zbroker.shm.reaper import remove_board
 from zbroker.storage.files import Files
 from zbroker.wire.codec import decode, encode
+from zbroker.wire.inner_messages import Announce, Grant, Granted, GrantResult, Reconfigure, Register, Revoke
 from zbroker.wire.layout import Api, Header, pack_reply, unpack_header
 from zbroker.wire.messages import (
     AlterConfigs,
-    Announce,
     CreatePartitions,
     CreateTopics,
     DeleteTopics,
     DescribeConfigs,
-    Grant,
-    Granted,
-    GrantResult,
     Message,
     MetadataRequest,
-    Reconfigure,
-    Register,
-    Revoke,
 )
 from zbroker.workers import copy_folders
 from zbroker.workers.link import RouterLink

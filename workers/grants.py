@@ -32,8 +32,7 @@ from zbroker.storage.handles import Handles
 from zbroker.storage.log import Log
 from zbroker.transport.loop import Loop
 from zbroker.wire.codec import decode, encode
-from zbroker.wire.messages import (
-    Done,
+from zbroker.wire.inner_messages import (
     Grant,
     Granted,
     GrantResult,
@@ -43,6 +42,7 @@ from zbroker.wire.messages import (
     Revocation,
     Revoke,
 )
+from zbroker.wire.messages import Done
 from zbroker.workers.disk_thread import IoClock
 from zbroker.workers.host import Host
 from zbroker.workers.leader import Leader

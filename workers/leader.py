@@ -36,8 +36,9 @@ from zbroker.shm.layout import Counter
 from zbroker.storage.flush import FlushJob
 from zbroker.storage.log import Log
 from zbroker.wire.codec import encode
+from zbroker.wire.inner_messages import PartitionGrant
 from zbroker.wire.layout import PRODUCED
-from zbroker.wire.messages import LowWatermark, PartitionGrant
+from zbroker.wire.messages import LowWatermark
 from zbroker.workers.host import Host
 from zbroker.workers.request import Request
 

@@ -27,8 +27,9 @@ from zbroker.shm.layout import Counter
 from zbroker.storage.files import Files
 from zbroker.transport.loop import IDLE_MS
 from zbroker.wire.codec import decode, encode
+from zbroker.wire.inner_messages import Register, Registered
 from zbroker.wire.layout import INNER_APIS, PEER, Api, unpack_header
-from zbroker.wire.messages import Done, OpenLane, Register, Registered
+from zbroker.wire.messages import Done, OpenLane
 from zbroker.workers.disk_thread import DiskThread, IoClock
 from zbroker.workers.grants import Grants
 from zbroker.workers.host import Attention, Counts, Host

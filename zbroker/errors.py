@@ -123,12 +123,6 @@ class InvalidRequiredAcksError(BrokerError):
     code = 21
 
 
-class TopicAuthorizationFailedError(BrokerError):
-    """This user may not use the topic."""
-
-    code = 29
-
-
 class ClusterAuthorizationFailedError(BrokerError):
     """This user may not use this broker: only the uid that started it may."""
 
@@ -205,6 +199,71 @@ class UnknownLeaderEpochError(BrokerError):
 
     code = 75
     retriable = True
+
+
+class OutOfOrderSequenceNumberError(BrokerError):
+    """A batch came whose predecessor of the same producer is missing; the producer sends that one first."""
+
+    code = 45
+    retriable = True
+
+
+class InvalidProducerEpochError(BrokerError):
+    """The producer's epoch is older than the newest one of its id."""
+
+    code = 47
+    fatal = True
+
+
+class UnknownProducerIdError(BrokerError):
+    """The partition knows nothing of this producer, whose batch is not its first."""
+
+    code = 59
+    retriable = True
+
+
+class ReassignmentInProgressError(BrokerError):
+    """The partition is being moved already."""
+
+    code = 60
+    retriable = True
+
+
+class PreferredLeaderNotAvailableError(BrokerError):
+    """The copy that should lead is not in sync, or its process is away."""
+
+    code = 80
+    retriable = True
+    hint = "zbroker topics describe TOPIC shows isr; zbroker status"
+
+
+class EligibleLeadersNotAvailableError(BrokerError):
+    """No copy that may lead is left; an unclean election may lose records."""
+
+    code = 83
+    hint = "zbroker topics describe TOPIC; zbroker cluster elect-leaders --unclean"
+
+
+class ProducerFencedError(BrokerError):
+    """A newer producer has taken this one's transactional_id over; this one cannot go on."""
+
+    code = 90
+    fatal = True
+    hint = "two producers with one transactional_id"
+
+
+class InvalidUpdateVersionError(BrokerError):
+    """The change of the in-sync copies starts from a version that is not the newest."""
+
+    code = 95
+    retriable = True
+
+
+class WrongExpectedOffsetError(BrokerError):
+    """The partition does not end at the offset that the append expected; nothing was appended."""
+
+    code = 1008
+    hint = "zbroker offsets TOPIC; read what came in between, then append again"
 
 
 class UnsupportedCompressionTypeError(BrokerError):

@@ -32,8 +32,9 @@ from zbroker.record.batch import batches_in, check_batch
 from zbroker.record.view import RecordBatch
 from zbroker.shm.board_reader import find_boards
 from zbroker.wire.codec import encode
+from zbroker.wire.inner_messages import Announce
 from zbroker.wire.layout import Api
-from zbroker.wire.messages import Announce, FetchPartition, FetchReply, FetchRequest, OpenLane
+from zbroker.wire.messages import FetchPartition, FetchReply, FetchRequest, OpenLane
 
 FAULTY = """
 import os, sys, msgspec

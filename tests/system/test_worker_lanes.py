@@ -26,16 +26,9 @@ from zbroker.shm import layout
 from zbroker.shm.lane import ring_bytes_for
 from zbroker.shm.layout import Counter
 from zbroker.wire.codec import encode
+from zbroker.wire.inner_messages import Revocation, Revoke
 from zbroker.wire.layout import WAITED, Api, pack_request
-from zbroker.wire.messages import (
-    FetchPartition,
-    FetchReply,
-    FetchRequest,
-    LaneOffer,
-    OpenLane,
-    Revocation,
-    Revoke,
-)
+from zbroker.wire.messages import FetchPartition, FetchReply, FetchRequest, LaneOffer, OpenLane
 
 
 @pytest.fixture

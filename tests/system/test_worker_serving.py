@@ -25,27 +25,21 @@ from zbroker.record.batch import batches_in, read_header
 from zbroker.record.layout import MAGIC_COLUMNS
 from zbroker.shm.layout import CellState, Counter, ProcessState
 from zbroker.wire.codec import encode
+from zbroker.wire.inner_messages import Announce, Grant, Granted, PartitionGrant, Reconfigure, Revocation, Revoke
 from zbroker.wire.layout import Api
 from zbroker.wire.messages import (
     EARLIEST,
     LATEST,
     LOG_END,
-    Announce,
     DeleteRecords,
     Done,
     FetchPartition,
     FetchReply,
     FetchRequest,
-    Grant,
-    Granted,
     ListOffsetsReply,
     ListOffsetsRequest,
     LowWatermark,
     OffsetQuery,
-    PartitionGrant,
-    Reconfigure,
-    Revocation,
-    Revoke,
 )
 
 

@@ -16,8 +16,8 @@ from zbroker.record.layout import CONTROL, POSITION_ATTRIBUTES
 from zbroker.record.rows import Row, encode_rows
 from zbroker.shm.layout import Counter
 from zbroker.wire.codec import encode
+from zbroker.wire.inner_messages import Grant, Granted, PartitionGrant
 from zbroker.wire.layout import Api
-from zbroker.wire.messages import Grant, Granted, PartitionGrant
 
 
 @pytest.fixture

@@ -16,12 +16,8 @@ from zbroker.core.cluster_state import GRANTS_PER_MESSAGE_MAX
 from zbroker.core.entries import Elected
 from zbroker.core.image import Image
 from zbroker.errors import IllegalTransition, StaleIncarnationError
-from zbroker.wire.messages import (
-    CreateTopics,
-    Held,
-    NewTopicSpec,
-    Register,
-)
+from zbroker.wire.inner_messages import Held, Register
+from zbroker.wire.messages import CreateTopics, NewTopicSpec
 
 
 def test_an_event_before_the_start_and_a_second_start_change_nothing() -> None:

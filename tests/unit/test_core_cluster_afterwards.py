@@ -17,6 +17,7 @@ from zbroker.core.cluster_state import Standing
 from zbroker.core.entries import MEMORY_DISK
 from zbroker.core.image import Image
 from zbroker.errors import RequestTimedOutError
+from zbroker.wire.inner_messages import GrantResult
 from zbroker.wire.messages import (
     AlterConfigs,
     ClusterInfo,
@@ -24,7 +25,6 @@ from zbroker.wire.messages import (
     CreateTopics,
     DeleteTopics,
     DescribeConfigs,
-    GrantResult,
     MetadataReply,
     MetadataRequest,
     NewTopicSpec,

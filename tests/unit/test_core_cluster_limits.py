@@ -26,6 +26,7 @@ from zbroker.errors import (
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
+from zbroker.wire.inner_messages import Register
 from zbroker.wire.messages import (
     AlterConfigs,
     CreatePartitions,
@@ -33,7 +34,6 @@ from zbroker.wire.messages import (
     DeleteTopics,
     DescribeConfigs,
     NewTopicSpec,
-    Register,
     TopicResult,
     TopicResults,
 )

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from zbroker.errors import InvalidRequestError, UnsupportedVersionError
+from zbroker.wire import copy_messages as copies
+from zbroker.wire import inner_messages as inner
 from zbroker.wire import messages as m
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import (
@@ -28,6 +30,12 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "wire_header.txt"
 REQUEST_BYTES = pack_request(
     Api.PRODUCE, 0x1122334455667788, 65_537, topic_id=7, partition=3, leader_epoch=9, acks=-1, timeout_ms=30_000
 )
+
+
+GRANT = inner.PartitionGrant(
+    1, 0, "orders", 2, "/data/copies/2/t00000001-0", 4, 0, {"retention.ms": "1"}, 16, 99,
+    (inner.CopyPlace(2, 16, "/data/copies/2/t00000001-0"),), (2,), (3,), 7, 3, "/run/boards/w.board", False, True
+)  # fmt: skip
 
 
 def golden_messages() -> dict[str, m.Message]:
@@ -58,12 +66,27 @@ def golden_messages() -> dict[str, m.Message]:
         "DescribeConfigs": m.DescribeConfigs("orders"),
         "ConfigEntries": m.ConfigEntries([m.ConfigEntry("retention.ms", "1", "topic")]),
         "ClusterInfo": m.ClusterInfo("id", "zbroker 0", "/data", [process], 1, 3),
-        "Register": m.Register(16, 99, "/run/b", "/run/l", [m.Held(1, 0, 2, 3)]),
-        "Registered": m.Registered("id", 88),
-        "Granted": m.Granted([m.GrantResult(1, 0, 0, "", 2, 50)]),
-        "Revoke": m.Revoke([m.Revocation(1, 0, True)]),
-        "Reconfigure": m.Reconfigure(1, {"retention.ms": "1"}),
-        "Announce": m.Announce(88),
+        "Register": inner.Register(16, 99, "/run/b", "/run/l", [inner.Held(1, 0, 2, 3)]),
+        "Registered": inner.Registered("id", 88),
+        "Grant": inner.Grant([GRANT], 99),
+        "Granted": inner.Granted([inner.GrantResult(1, 0, 0, "", 2, 50)]),
+        "Revoke": inner.Revoke([inner.Revocation(1, 0, True)]),
+        "Reconfigure": inner.Reconfigure(1, {"retention.ms": "1"}),
+        "Announce": inner.Announce(88),
+        "AlterIsr": inner.AlterIsr(1, 0, 4, 7, [1, 2], [99, 98]),
+        "IsrAltered": inner.IsrAltered(8, [1, 2], [3]),
+        "CopySuspect": inner.CopySuspect(1, 0, 2, "flipped"),
+        "ElectLeaders": copies.ElectLeaders([("orders", 0)]),
+        "MoveCopy": copies.MoveCopy("orders", 0, 16, 18),
+        "DrainProcess": copies.DrainProcess(16),
+        "PartitionResults": copies.PartitionResults([copies.PartitionResult("orders", 0, 0, "")]),
+        "InitProducerId": copies.InitProducerId("billing"),
+        "ProducerId": copies.ProducerId(1000, 3),
+        "ProduceOptions": copies.ProduceOptions(42, b"order-7"),
+        "PartitionStateRequest": copies.PartitionStateRequest([(1, 0)]),
+        "PartitionStates": copies.PartitionStates(
+            [copies.PartitionState(1, 0, 0, 4, 2, 49, 50, 40, [copies.CopyState(2, 17, 49, 40, 1, True)])]
+        ),
         "Done": m.Done(),
     }
 
@@ -131,4 +154,4 @@ def test_numbers_of_requests_never_change() -> None:
     numbers = {api.name: int(api) for api in Api}
     assert numbers["PRODUCE"] == 3
     assert len(set(numbers.values())) == len(numbers)
-    assert {int(api) for api in INNER_APIS} == {40, 41, 42, 43, 44, 45}
+    assert {int(api) for api in INNER_APIS} == set(range(40, 48))

@@ -15,7 +15,7 @@ from zbroker.config.schema import ServerConfig
 from zbroker.errors import ConfigError
 
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path is 108 bytes with its final zero
-_LONGEST_SOCKET_NAME = "lane-replica-99999.sock"
+_LONGEST_SOCKET_NAME = "stream-replica-99999.sock"
 TMPFS_ROOT = Path("/dev/shm")
 
 
@@ -46,6 +46,10 @@ class Paths(NamedTuple):
     def lane_socket(self, process_name: str) -> Path:
         """The Unix socket over which a worker hands out lanes."""
         return self.run_dir / f"lane-{process_name}.sock"
+
+    def stream_socket(self, process_name: str) -> Path:
+        """The socket over which a process streams the partitions that it leads to those that follow."""
+        return self.run_dir / f"stream-{process_name}.sock"
 
     def lock(self, process_name: str) -> Path:
         """The file that a process holds locked for as long as it lives."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from msgspec import Struct
 
 from zbroker.errors import BrokerError
-from zbroker.wire.messages import GrantResult, Message, PartitionGrant, Register, Revocation
+from zbroker.wire.inner_messages import GrantResult, PartitionGrant, Register, Revocation
+from zbroker.wire.messages import Message
 
 
 class Event(Struct, frozen=True):

@@ -16,7 +16,8 @@ from zbroker.config.topic import effective, to_texts
 from zbroker.core.entries import DATA_DISK, MEMORY_DISK
 from zbroker.core.image import Image, Key, Partition, Topic
 from zbroker.ids import partition_directory_name, process_name, worker_number
-from zbroker.wire.messages import PartitionGrant, ProcessInfo
+from zbroker.wire.inner_messages import PartitionGrant
+from zbroker.wire.messages import ProcessInfo
 
 GRANTS_PER_MESSAGE_MAX: Final = 64
 COPIES: Final = "copies"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from msgspec import Struct
 
 from zbroker.core.entries import AnyEntry
-from zbroker.wire.messages import Message, PartitionGrant, Revocation
+from zbroker.wire.inner_messages import PartitionGrant, Revocation
+from zbroker.wire.messages import Message
 
 
 class Effect(Struct, frozen=True):

@@ -35,7 +35,7 @@ from zbroker.core.image import Key, Partition
 from zbroker.core.journal import Journal
 from zbroker.core.placement import lowest_free
 from zbroker.errors import BrokerError, InvalidRequestError, StaleIncarnationError
-from zbroker.wire.messages import GrantResult, Held, PartitionGrant, Register, Registered, Revocation
+from zbroker.wire.inner_messages import GrantResult, Held, PartitionGrant, Register, Registered, Revocation
 
 ANNOUNCE_INTERVAL_MS: Final = 200
 GRANT_RETRY_MS: Final = 200

@@ -7,8 +7,10 @@
 The router reads this and nothing else. A reply repeats the request's header with kind 1 and, when it failed, the
 error's number; the body of a failed reply is the message as UTF-8 text. `target` is a process number (`zbroker.ids`).
 
+Flags: bit 0 is FLAG_FIRST; other bits and the zero word are ignored by readers of this version.
+
 Unknown version: refused with UnsupportedVersionError, which the reply's header carries in the asker's version. Unknown
-kind or api: InvalidRequestError. Flags and the zero word are ignored by readers of this version.
+kind or api: InvalidRequestError.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ WAITED = struct.Struct("<IIq")
 """One entry of a wait: topic id, partition, offset."""
 PEER = struct.Struct("<III")
 """Who sent a message, as the kernel told the router: uid, gid, pid."""
+
+FLAG_FIRST: Final = 1
+"""Of a produce request: nothing else of its producer and partition is in flight. A leader that refused a batch takes
+no later one of the same producer before it sees this flag, so that a batch cannot be overtaken by the next."""
 
 NO_PEER: Final = 0xFFFF_FFFF  # over tcp the kernel tells nothing
 FRAMES_MAX: Final = 16
@@ -57,15 +63,33 @@ class Api(IntEnum):
     ALTER_CONFIGS = 23
     DESCRIBE_CONFIGS = 24
     DESCRIBE_CLUSTER = 25
+    ELECT_LEADERS = 26
+    MOVE_COPY = 27
+    DRAIN_PROCESS = 28
+    INIT_PRODUCER_ID = 29
+    PARTITION_STATE = 30
     REGISTER = 40
     GRANT = 41
     REVOKE = 42
     RECONFIGURE = 43
     ANNOUNCE = 44
     PROCESS_HELLO = 45
+    ALTER_ISR = 46
+    COPY_SUSPECT = 47
 
 
-INNER_APIS: Final = frozenset({Api.REGISTER, Api.GRANT, Api.REVOKE, Api.RECONFIGURE, Api.ANNOUNCE, Api.PROCESS_HELLO})
+INNER_APIS: Final = frozenset(
+    {
+        Api.REGISTER,
+        Api.GRANT,
+        Api.REVOKE,
+        Api.RECONFIGURE,
+        Api.ANNOUNCE,
+        Api.PROCESS_HELLO,
+        Api.ALTER_ISR,
+        Api.COPY_SUSPECT,
+    }
+)
 """What only the broker's own processes may ask."""
 
 

@@ -114,12 +114,16 @@ class FetchPartition(Message, frozen=True):
 
 
 class FetchRequest(Message, frozen=True):
-    """Client to worker: answer when `min_bytes` are there or after `max_wait_ms`."""
+    """Client to worker: answer when `min_bytes` are there or after `max_wait_ms`.
+
+    `is_durable_only`: nothing at or behind the durable offset is given out (isolation_level="read_durable").
+    """
 
     max_wait_ms: int
     min_bytes: int
     max_bytes: int
     partitions: list[FetchPartition]
+    is_durable_only: bool = False
 
 
 class FetchedPartition(Message, frozen=True):
@@ -282,99 +286,6 @@ class ClusterInfo(Message, frozen=True):
     processes: list[ProcessInfo]
     topic_count: int
     partition_count: int
-
-
-class Held(Message, frozen=True):
-    """A partition that a process leads when it registers again."""
-
-    topic_id: int
-    partition: int
-    copy_id: int
-    leader_epoch: int
-
-
-class Register(Message, frozen=True):
-    """Process to coordinator: this incarnation is up, and holds this."""
-
-    number: int
-    incarnation: int
-    board: str
-    lane_socket: str
-    holding: list[Held]
-
-
-class Registered(Message, frozen=True):
-    """Coordinator to process."""
-
-    cluster_id: str
-    coordinator_incarnation: int
-
-
-class PartitionGrant(Message, frozen=True):
-    """A partition to lead: open or make the copy in `directory`, write `leader_epoch` into its batches."""
-
-    topic_id: int
-    partition: int
-    topic: str
-    copy_id: int
-    directory: str
-    leader_epoch: int
-    coordinator_cell: int
-    config: dict[str, str]
-
-
-class Grant(Message, frozen=True):
-    """Coordinator to process. The same grant twice is the same as once.
-
-    `incarnation` is whom it is for: a grant that comes late must not reach the next process of that number. 0: anybody.
-    """
-
-    grants: list[PartitionGrant]
-    incarnation: int = 0
-
-
-class GrantResult(Message, frozen=True):
-    """Process to coordinator; `error` 0: the partition is led."""
-
-    topic_id: int
-    partition: int
-    error: int
-    message: str
-    log_start: int
-    log_end: int
-
-
-class Granted(Message, frozen=True):
-    """Process to coordinator, in the order of the grant."""
-
-    results: list[GrantResult]
-
-
-class Revocation(Message, frozen=True):
-    """A partition to close, and its files to delete or to keep."""
-
-    topic_id: int
-    partition: int
-    delete: bool
-
-
-class Revoke(Message, frozen=True):
-    """Coordinator to process. What is not held is answered like what was closed."""
-
-    partitions: list[Revocation]
-
-
-class Reconfigure(Message, frozen=True):
-    """Coordinator to process: the topic's settings in force."""
-
-    topic_id: int
-    config: dict[str, str]
-
-
-class Announce(Message, frozen=True):
-    """Coordinator to process: a new coordinator is up, register again."""
-
-    coordinator_incarnation: int
 
 
 class Done(Message, frozen=True):
