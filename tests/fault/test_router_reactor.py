@@ -69,13 +69,17 @@ def test_reading_and_deciding_are_done_by_different_threads() -> None:
 
 
 def test_a_client_keeps_its_one_connection() -> None:
-    with RouterProcess() as router, PlayedProcess(router, WORKER) as worker, echoing(worker):
-        with Talker(router.front) as client:
-            client.hello()
-            connections = sockets(router)
-            for _ in range(500):
-                client.request(Api.PRODUCE, WORKER, b"x")
-            assert sockets(router) == connections
-            with Talker(router.front) as other:
-                other.hello()
-                assert sockets(router) > connections
+    with (
+        RouterProcess() as router,
+        PlayedProcess(router, WORKER) as worker,
+        echoing(worker),
+        Talker(router.front) as client,
+    ):
+        client.hello()
+        connections = sockets(router)
+        for _ in range(500):
+            client.request(Api.PRODUCE, WORKER, b"x")
+        assert sockets(router) == connections
+        with Talker(router.front) as other:
+            other.hello()
+            assert sockets(router) > connections
