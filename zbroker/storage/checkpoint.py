@@ -47,8 +47,11 @@ class Positions:
         """Take it that nothing was promised but the log start: the walk over the log shall find the end alone."""
         self.saved = self.saved._replace(high_watermark=0, recovery_point=0, boot_id=bytes(16))
 
-    def save(self, *, high_watermark: int, recovery_point: int, log_start: int) -> None:
-        """Write the positions if one of them changed. Raises DiskFullError or StorageError; the old ones then stay."""
+    def save(self, *, high_watermark: int, recovery_point: int, log_start: int, durable: bool = False) -> None:
+        """Write the positions if one of them changed. Raises DiskFullError or StorageError; the old ones then stay.
+
+        `durable`: they survive a power cut, and so does that what the older slot says is not believed any more: for
+        positions that go back."""
         old = self.saved
         new = SavedPositions(old.sequence + 1, high_watermark, recovery_point, log_start, self._boot_id)
         if new[1:] == old[1:]:
@@ -56,6 +59,8 @@ class Positions:
         fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             self._files.pwrite(fd, pack_saved(new), new.sequence % 2 * SLOT_SPACING)
+            if durable:
+                self._files.fdatasync(fd)
         finally:
             self._files.close(fd)
         self.saved = new

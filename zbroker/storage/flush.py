@@ -24,6 +24,7 @@ class FlushJob:
         self.began_ns = began_ns
         self.error: BrokerError | None = None
         self.epochs_version = -1
+        self.cut_count = 0  # how often the log had been cut when the job was made
         self._epochs = epochs
         self._files = files
         self._fds: list[int] = []

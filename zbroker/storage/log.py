@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from zbroker.clock import NS_PER_MS, Clock
 from zbroker.config.schema import TopicConfig
@@ -73,7 +74,7 @@ class Log:
         handles: Handles | None = None,
         disk_free_min_bytes: int = 0,
         accept_loss: bool = False,
-    ) -> Log:
+    ) -> Self:
         """Lock the directory, made if need be, and open the log in it, recovered unless it was closed cleanly.
 
         `leader_epoch_hint`: the epoch of the grant; no batch can have a higher one. `handles`: one for all logs of a

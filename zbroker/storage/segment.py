@@ -10,7 +10,7 @@ Sealed, a segment keeps nothing in memory but a few numbers; its indexes are loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +90,13 @@ class Segment:
     def append(self, batch: Buffer, size_bytes: int, next_offset: int, max_timestamp: int) -> None:
         """Write a batch at the end. On an error the segment is what it was."""
         self._note(self.store.append(batch, size_bytes), size_bytes, next_offset, max_timestamp)
+
+    def append_run(self, data: Buffer, headers: Sequence[BatchHeader]) -> None:
+        """Write several batches at the end, with one write. On an error the segment is what it was."""
+        position = self.store.append(data, len(data))
+        for header in headers:
+            self._note(position, header.size_bytes, header.next_offset, header.max_timestamp)
+            position += header.size_bytes
 
     def _note(self, position: int, size_bytes: int, next_offset: int, max_timestamp: int) -> None:
         if position == 0:
