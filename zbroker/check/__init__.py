@@ -1,0 +1,1 @@
+"""Judges of histories: what clients were told, against what they could read."""
