@@ -44,6 +44,13 @@ sys.exit(router.main(msgspec.json.decode(sys.argv[1], type=ServerConfig)))
 """
 
 
+def wait_readable(fd: int, timeout_ms: int) -> bool:
+    """Wait for input, on a descriptor of any number."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_ms))
+
+
 class RouterProcess:
     """The router role with a directory of its own."""
 
@@ -127,7 +134,7 @@ class Talker:
         def take() -> bool:
             message = self.socket.receive() if self.socket.has_input() else None
             if message is None:
-                select.select([self.socket.fileno()], [], [], 0.01)
+                wait_readable(self.socket.fileno(), 10)
                 return False
             found.extend(message)
             return True
@@ -197,7 +204,7 @@ class PlayedProcess(Talker):
         while not stop.is_set():
             frames = self.socket.receive() if self.socket.has_input() else None
             if frames is None:
-                select.select([self.socket.fileno()], [], [], 0.01)
+                wait_readable(self.socket.fileno(), 10)
             else:
                 self.answer(frames[0], unpack_header(frames[2]), *frames[3:])
 

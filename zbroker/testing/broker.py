@@ -124,10 +124,13 @@ class Broker:
     def _wait_for_ready_line(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         deadline_s = time.monotonic() + START_TIMEOUT_S
+        # Not select: an application under test may have more descriptors than that takes.
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
         line = b""
         while not line.endswith(b"\n"):
             left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or not select.select([process.stdout], [], [], left_s)[0]:
+            if left_s <= 0 or not poll.poll(left_s * 1_000):
                 raise BrokerFailedError(f"the broker did not answer within {START_TIMEOUT_S} s:\n{self._log_end()}")
             read = os.read(process.stdout.fileno(), 4096)
             if not read:
