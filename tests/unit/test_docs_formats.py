@@ -5,14 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args
+
+import pytest
 
 import zbroker.record.layout
+import zbroker.record.rows
+import zbroker.shm.layout
 import zbroker.storage.layout
+import zbroker.workers.metadata_log
+from zbroker.core.entries import AnyEntry
 from zbroker.record.batch import stamp
 from zbroker.record.columns import encode_columns
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text()
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "formats.md").read_text()
 
 
 def reader_of_the_page() -> Callable[[bytes], Iterator[tuple[Any, ...]]]:
@@ -24,10 +32,26 @@ def reader_of_the_page() -> Callable[[bytes], Iterator[tuple[Any, ...]]]:
     return found
 
 
-def test_the_page_quotes_the_layouts_as_they_are() -> None:
-    for module in (zbroker.record.layout, zbroker.storage.layout):
-        assert module.__doc__ is not None
-        assert module.__doc__.strip() in PAGE, f"quote {module.__name__} anew"
+QUOTED = (
+    (zbroker.record.layout, "formats.md"),
+    (zbroker.record.rows, "formats.md"),
+    (zbroker.storage.layout, "formats.md"),
+    (zbroker.workers.metadata_log, "formats.md"),
+    (zbroker.shm.layout, "shm.md"),
+)
+
+
+@pytest.mark.parametrize(("module", "page"), QUOTED)
+def test_the_pages_quote_the_layouts_as_they_are(module: ModuleType, page: str) -> None:
+    assert module.__doc__ is not None
+    assert f"```\n{module.__doc__.strip()}\n```" in (DOCS / page).read_text(), f"quote {module.__name__} anew"
+
+
+def test_the_page_names_every_entry_of_the_metadata_log_with_its_fields() -> None:
+    table = re.findall(r"^\| (\w+) \| (`.*`) \|$", PAGE[PAGE.index("| type | fields |") :], re.MULTILINE)
+    assert table == [
+        (kind.__name__, ", ".join(f"`{name}`" for name in kind.__struct_fields__)) for kind in get_args(AnyEntry)
+    ]
 
 
 def test_the_pages_reader_reads_a_log() -> None:
