@@ -46,14 +46,15 @@ def time_edges(history: Sequence[Op]) -> Iterator[tuple[int, int]]:
     """(ended, begun later), reduced; a client's own operations are ordered by the same rule."""
     events = []
     for number, op in enumerate(history):
-        events.append((op.invoke_ns, 1, number))
+        # At the same moment what begins comes first: neither is known to be the earlier one.
+        events.append((op.invoke_ns, 0, number))
         if op.kind is Kind.OK:
-            events.append((op.complete_ns, 0, number))
+            events.append((op.complete_ns, 1, number))
     events.sort()
     frontier: set[int] = set()
     behind: dict[int, frozenset[int]] = {}
-    for _, is_invoke, number in events:
-        if is_invoke:
+    for _, is_end, number in events:
+        if not is_end:
             behind[number] = frozenset(frontier)
             for earlier in frontier:
                 yield earlier, number

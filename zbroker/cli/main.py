@@ -32,6 +32,8 @@ COMMANDS: Final = {
     "doctor": ("zbroker.cli.doctor:doctor", "Check the host, the settings and the traffic."),
     "bench": ("zbroker.cli.bench:bench", "Measure this broker on this machine."),
     "demo": ("zbroker.cli.demo:demo", "Send real lines through a broker, and check every one."),
+    "chaos": ("zbroker.cli.chaos:chaos", "Kill and pause processes under load, then check every record."),
+    "soak": ("zbroker.cli.chaos:soak", "Run the long version of a fault test."),
     "completion": ("zbroker.cli.completion:completion", "Print the shell's completion script."),
 }
 

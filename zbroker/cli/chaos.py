@@ -1,0 +1,199 @@
+"""`zbroker chaos` and `zbroker soak`: faults under load, and a check of everything that clients were told."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+import msgspec
+
+from zbroker.cli.options import Options, pass_options, shared_options
+from zbroker.cli.output import print_json
+from zbroker.config.load import parse_duration_ms
+from zbroker.errors import ConfigError
+from zbroker.load.chaos import ChaosError, ChaosReport, Plan, Watch, run_chaos
+from zbroker.load.soak import PROFILES, Soak, SoakError
+
+CHECK_FAILED: Final = 4
+
+
+class Attached(NamedTuple):
+    """A broker that runs already."""
+
+    bootstrap_servers: str
+    boards_dir: Path
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    try:
+        return parse_duration_ms(text if text[-1:].isalpha() else f"{text}s", f"--{parameter.name}") / 1000
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.option("--seed", type=int, help="Draws the same faults again.  [default: a new one, printed]")
+@click.option("--duration", default="60s", show_default=True, callback=_seconds, metavar="TIME", help="Time of faults.")
+@click.option(
+    "--every", default="1200ms", show_default=True, callback=_seconds, metavar="TIME", help="Mean between two."
+)
+@click.option("--kills", default=3, show_default=True, type=click.IntRange(0), help="Weight of SIGKILL.")
+@click.option("--pauses", default=1, show_default=True, type=click.IntRange(0), help="Weight of SIGSTOP.")
+@click.option("--acks", default="all", show_default=True, type=click.Choice(["1", "all", "fsync"]))
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="Workers of its own broker.")
+@click.option(
+    "--replicas", default=2, show_default=True, type=click.IntRange(0, 64), help="Replicas of its own broker."
+)
+@click.option("--copies", "-r", default=3, show_default=True, type=click.IntRange(1), help="Replication factor.")
+@click.option("--attach", metavar="URL", help="Try a broker that runs already, instead of one of its own. Needs --yes.")
+@click.option("--yes", is_flag=True, help="Its processes may be killed, and topics be made on it.")
+@shared_options
+@pass_options
+def chaos(
+    options: Options,
+    seed: int | None,
+    duration: float,
+    every: float,
+    kills: int,
+    pauses: int,
+    acks: str,
+    workers: int,
+    replicas: int,
+    copies: int,
+    attach: str | None,
+    yes: bool,
+) -> int:
+    """Kill and pause processes under load, then check every record.
+
+    Producers and consumers run all the while and are hit as well. At the end one reader that nobody disturbs reads
+    everything: nothing acknowledged may be missing, nothing may stand twice or out of order. Exits with 4 if a promise
+    was broken, and keeps the history.
+    """
+    if attach is not None and not yes:
+        raise click.UsageError(f"processes of {attach} would be killed: say --yes")
+    if not kills and not pauses:
+        raise click.UsageError("--kills and --pauses are both 0: nothing would happen")
+    plan = Plan(
+        seed=random.SystemRandom().randrange(1 << 32) if seed is None else seed,
+        duration_s=duration,
+        fault_interval_s=every,
+        kills=kills,
+        pauses=pauses,
+        acks=acks,
+        replication_factor=copies,
+        min_insync_replicas=min(2, copies),
+    )
+    options.note(f"seed {plan.seed}")
+    with _directory() as directory, _target(attach, workers, replicas) as target:
+        try:
+            report = run_chaos(plan, target, directory, _watch(options))
+        except ChaosError as error:
+            raise click.ClickException(f"{error} (seed {plan.seed})") from error
+        if report.history:
+            kept = Path(tempfile.gettempdir()) / f"zbroker-chaos-{plan.seed}"
+            shutil.copytree(directory, kept, dirs_exist_ok=True)
+            report.history = str(kept / Path(report.history).name)
+    if options.is_json:
+        print_json({**msgspec.to_builtins(report), "is_sound": report.is_sound})
+    else:
+        click.echo(text_of(report))
+    return 0 if report.is_sound else CHECK_FAILED
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="zbroker-chaos-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def _target(attach: str | None, workers: int, replicas: int) -> Iterator[Attached]:
+    if attach is None:
+        from zbroker.testing import Broker
+
+        with Broker(workers=workers, replicas=replicas) as broker:
+            yield Attached(broker.bootstrap_servers, broker.paths.boards_dir)
+        return
+    from zbroker.config.paths import paths_for
+    from zbroker.config.schema import BrokerSection, ServerConfig
+    from zbroker.transport.endpoints import parse
+
+    endpoint = parse(attach)
+    if endpoint.run_dir is None:
+        raise click.UsageError(f"{attach}: only processes of this host can be hit, so give it as ipc://RUN_DIR")
+    paths = paths_for(ServerConfig(broker=BrokerSection(run_dir=str(endpoint.run_dir))))
+    yield Attached(attach, paths.boards_dir)
+
+
+def _watch(options: Options) -> Watch:
+    def watch(what: str, share: float) -> None:
+        options.note(f"{share:4.0%}  {what}")
+
+    return watch
+
+
+def text_of(report: ChaosReport) -> str:
+    """A report for people."""
+    faults = ", ".join(f"{count} x {name}" for name, count in sorted(report.faults.items())) or "none"
+    lines = [
+        f"seed {report.seed}: {sum(report.faults.values())} faults in {report.seconds:.0f} s ({faults})",
+        f"records      {report.sent:>10,} sent   {report.acknowledged:>10,} acknowledged   {report.read:>10,} read",
+        f"broken       {report.lost:>10,} lost   {report.duplicated:>10,} twice          "
+        f"{report.reordered:>10,} out of order",
+        f"longest time without an acknowledgement after a fault: p50 {report.gap_p50_ms:.0f} ms, "
+        f"p99 {report.gap_p99_ms:.0f} ms, longest {report.longest_gap_ms:.0f} ms",
+    ]
+    if report.refusals:
+        told = ", ".join(f"{count} x {name}" for name, count in sorted(report.refusals.items()))
+        lines.append(f"errors that producers were shown: {told}")
+    if report.unfinished_clients:
+        lines.append(f"{report.unfinished_clients} clients did not come to an end")
+    if report.is_sound:
+        lines.append("checked: every acknowledged record is there once, and in order")
+    else:
+        lines.append("BROKEN: " + ", ".join(f"{name} {count}" for name, count in sorted(report.violations.items())))
+        lines += [f"  {one}" for one in report.examples[:20]]
+        lines.append(f"history: {report.history}")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("profile", type=click.Choice(sorted(PROFILES)), required=False)
+@click.option("--seed", default=1, show_default=True, type=int, help="Seed of the first round.")
+@click.option(
+    "--state", type=click.Path(dir_okay=False, path_type=Path), help="Keeps what is done; goes on from there."
+)
+@click.option("--rounds", type=click.IntRange(1), help="How many rounds.  [default: the profile's]")
+@shared_options
+@pass_options
+def soak(options: Options, profile: str | None, seed: int, state: Path | None, rounds: int | None) -> int:
+    """Run the long version of a fault test: PROFILE, or without it list them.
+
+    Each round has a broker and a seed of its own. Ctrl-C ends it after the round; with --state FILE the next call goes
+    on where this one ended. Exits with 4 when a round broke a promise.
+    """
+    if profile is None:
+        width = max(map(len, PROFILES))
+        for name, found in sorted(PROFILES.items()):
+            click.echo(f"{name:<{width}}  {found.text}")
+        return 0
+    path = state or Path(f"zbroker-soak-{profile}.json")
+    try:
+        run = Soak.load(path, profile, seed, rounds)
+        while not run.is_done:
+            options.note(f"round {run.rounds_done + 1} of {run.rounds}, seed {run.next_seed}")
+            run.round(_watch(options))
+            run.save(path)
+    except SoakError as error:
+        raise click.ClickException(str(error)) from error
+    if options.is_json:
+        print_json({**msgspec.to_builtins(run.state), "is_sound": run.is_sound})
+    else:
+        click.echo(run.text())
+    return 0 if run.is_sound else CHECK_FAILED

@@ -1,0 +1,229 @@
+"""Long runs in rounds, each a chaos run or a test of the repository with its own seed; the sum is kept in a file.
+
+Guarantees: what a round found is in the file before the next begins, so that a run that was ended goes on where it was;
+a failed round is kept with its seed. The profiles of tests need a checkout of the repository around the package.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from zbroker.load.chaos import ChaosError, Plan, Watch, run_chaos
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+FAILURES_MAX: Final = 20
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """A long run: what it is, how many rounds by default, and what a round is: a plan, or tests and their settings."""
+
+    text: str
+    rounds: int
+    plan: dict[str, Any] = {}
+    tests: str = ""
+    seeds_variable: str = ""
+    seeds_a_round: int = 0
+
+
+PROFILES: Final[dict[str, Profile]] = {
+    "kills": Profile(
+        text="SIGKILL of random processes: 50 a round, 1,000 in all (T16)",
+        rounds=20,
+        plan={"duration_s": 120.0, "fault_interval_s": 0.9, "pauses": 0, "faults_max": 50},
+    ),
+    "pauses": Profile(
+        text="SIGSTOP for 0.1 to 10 s of random processes: 25 a round, 500 in all (T17)",
+        rounds=20,
+        plan={
+            "duration_s": 180.0,
+            "fault_interval_s": 4.0,
+            "kills": 0,
+            "pauses": 1,
+            "pause_max_s": 10.0,
+            "faults_max": 25,
+        },
+    ),
+    "mixed": Profile(
+        text="kills and pauses mixed, a quarter of the time quiet, one hour (T28)",
+        rounds=20,
+        plan={"duration_s": 180.0, "fault_interval_s": 1.5, "kills": 2, "pauses": 1},
+    ),
+    "simulation": Profile(
+        text="the replication machines under a simulated network and disks: 100,000 seeds (T13)",
+        rounds=100,
+        tests="tests/sim",
+        seeds_variable="ZBROKER_SIM_SEEDS",
+        seeds_a_round=1_000,
+    ),
+    "storage": Profile(
+        text="crashes of the storage at every call, and lost unsynced writes (T06, T07)",
+        rounds=50,
+        tests="tests/fault -k (t06 or t07)",
+        seeds_variable="ZBROKER_CRASH_STATES",
+        seeds_a_round=20_000,
+    ),
+    "power": Profile(
+        text="power cuts of a loop-mounted ext4: 2,000 (T08; needs root)",
+        rounds=40,
+        tests="tests/fault -k t08",
+        seeds_variable="ZBROKER_POWER_CUTS",
+        seeds_a_round=50,
+    ),
+}
+
+
+class State(msgspec.Struct):
+    """What has been done, as the file keeps it."""
+
+    profile: str
+    rounds: int
+    next_seed: int
+    rounds_done: int = 0
+    faults: dict[str, int] = {}
+    sent: int = 0
+    acknowledged: int = 0
+    read: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    longest_gap_ms: float = 0.0
+    failures: list[str] = []
+
+
+class SoakError(RuntimeError):
+    """The run cannot be made."""
+
+
+class _Own(NamedTuple):
+    bootstrap_servers: str
+    boards_dir: Path
+
+
+Outcome = Literal["passed", "failed"]
+
+
+class Soak:
+    """A long run and what it has come to."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._profile = PROFILES[state.profile]
+
+    @classmethod
+    def load(cls, path: Path, profile: str, seed: int, rounds: int | None) -> Soak:
+        """Go on with the file's run, or begin one. Raises SoakError when the file is another profile's."""
+        if not path.exists():
+            return cls(State(profile, rounds or PROFILES[profile].rounds, seed))
+        try:
+            state = msgspec.json.decode(path.read_bytes(), type=State)
+        except msgspec.DecodeError as error:
+            raise SoakError(f"{path} is no state of a soak: {error}; name another with --state") from error
+        if state.profile != profile:
+            raise SoakError(f"{path} is of the profile {state.profile!r}; name another with --state")
+        if rounds is not None:
+            state.rounds = rounds
+        return cls(state)
+
+    def save(self, path: Path) -> None:
+        """Keep what is done."""
+        aside = path.with_name(path.name + ".tmp")
+        aside.write_bytes(msgspec.json.format(msgspec.json.encode(self.state), indent=2))
+        os.replace(aside, path)
+
+    @property
+    def rounds(self) -> int:
+        """How many there shall be."""
+        return self.state.rounds
+
+    @property
+    def rounds_done(self) -> int:
+        """How many there were."""
+        return self.state.rounds_done
+
+    @property
+    def next_seed(self) -> int:
+        """The seed of the next round."""
+        return self.state.next_seed
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state.rounds_done >= self.state.rounds
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether no round broke a promise."""
+        return not self.state.failures
+
+    def round(self, watch: Watch) -> None:
+        """Make one round. A round that cannot be made counts as failed."""
+        state = self.state
+        failure = self._chaos(watch) if self._profile.plan else self._tests()
+        if failure is not None and len(state.failures) < FAILURES_MAX:
+            state.failures.append(f"seed {state.next_seed}: {failure}")
+        state.next_seed += self._profile.seeds_a_round or 1
+        state.rounds_done += 1
+
+    def _chaos(self, watch: Watch) -> str | None:
+        from zbroker.testing import Broker
+
+        plan = Plan(seed=self.state.next_seed, **self._profile.plan)
+        directory = Path(tempfile.mkdtemp(prefix=f"zbroker-soak-{plan.seed}-"))
+        try:
+            with Broker(workers=2, replicas=2) as broker:
+                report = run_chaos(plan, _Own(broker.bootstrap_servers, broker.paths.boards_dir), directory, watch)
+        except ChaosError as error:
+            return f"{error} ({directory})"
+        state = self.state
+        for name, count in report.faults.items():
+            state.faults[name] = state.faults.get(name, 0) + count
+        state.sent += report.sent
+        state.acknowledged += report.acknowledged
+        state.read += report.read
+        state.lost += report.lost
+        state.duplicated += report.duplicated
+        state.reordered += report.reordered
+        state.longest_gap_ms = max(state.longest_gap_ms, report.longest_gap_ms)
+        if not report.is_sound:
+            return f"{report.examples[:3]} ({directory})"
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+        return None
+
+    def _tests(self) -> str | None:
+        profile = self._profile
+        folder, _, expression = profile.tests.partition(" -k ")
+        if not (_ROOT / folder).is_dir():
+            raise SoakError(f"this profile runs {folder}, which is in a checkout of the repository only")
+        command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", folder]
+        if expression:
+            command += ["-k", expression]
+        environment = os.environ | {
+            profile.seeds_variable: str(profile.seeds_a_round),
+            "ZBROKER_SEED": str(self.state.next_seed),
+        }
+        done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
+        return None if done.returncode == 0 else done.stdout[-1_000:]
+
+    def text(self) -> str:
+        """What it has come to, for people."""
+        state = self.state
+        lines = [f"{state.profile}: {state.rounds_done} of {state.rounds} rounds"]
+        if self._profile.plan:
+            faults = ", ".join(f"{count} x {name}" for name, count in sorted(state.faults.items()))
+            lines += [
+                f"faults: {faults or 'none'}",
+                f"{state.acknowledged:,} acknowledged of {state.sent:,}, {state.read:,} read",
+                f"{state.lost} lost, {state.duplicated} twice, {state.reordered} out of order",
+                f"longest time without an acknowledgement: {state.longest_gap_ms:.0f} ms",
+            ]
+        lines += [f"FAILED {failure}" for failure in state.failures]
+        return "\n".join(lines)
