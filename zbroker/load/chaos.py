@@ -3,10 +3,10 @@
     run_chaos(plan, target, directory) -> ChaosReport
 
 The load: producers that send batches to random partitions, readers that read them all the while, each a process of its
-own that may be hit as well. The faults: SIGKILL and SIGSTOP of the broker's processes and of the clients, a quarter of
-the time none. At the end everything is healed and one reader that nobody disturbs reads every partition from its start;
-then the history checker looks for records that were acknowledged and are gone, came twice or out of order, and for the
-rest of its anomalies. The same seed draws the same faults; what they hit still depends on the host.
+own that may be hit as well. The faults: SIGKILL, SIGSTOP and SIGTERM of the broker's processes and of the clients, a
+quarter of the time none. At the end everything is healed and one reader that nobody disturbs reads every partition from
+its start; then the history checker looks for records that were acknowledged and are gone, came twice or out of order,
+and for the rest of its anomalies. The same seed draws the same faults; what they hit still depends on the host.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fault_interval_s: float = 1.2
     kills: int = 3
     pauses: int = 1
+    restarts: int = 0
     pause_max_s: float = 3.0
     faults_max: int = 0
     roles: frozenset[str] = frozenset({"router", "worker", "replica", "coordinator", "producer", "consumer"})
@@ -226,7 +227,7 @@ def run_chaos(plan: Plan, target: Target, directory: Path, watch: Watch = lambda
     rng = random.Random(plan.seed)
     places = _create_topics(plan, target)
     crew = Crew(plan, target.bootstrap_servers, places, directory)
-    kinds: dict[KindOfFault, int] = {"kill": plan.kills, "pause": plan.pauses}
+    kinds: dict[KindOfFault, int] = {"kill": plan.kills, "pause": plan.pauses, "restart": plan.restarts}
     faults = Faults(rng, kinds, pause_max_s=plan.pause_max_s, roles=plan.roles)
     try:
         crew.start()

@@ -1,4 +1,4 @@
-"""What is done to processes in a chaos run: SIGKILL and SIGSTOP, by proof of identity, at times drawn from a seed.
+"""What is done to processes in a chaos run: SIGKILL, SIGSTOP and SIGTERM, by proof of identity, drawn from a seed.
 
 Guarantees: only the process that was meant is hit: its pidfd is opened first and its start time checked afterwards.
 Everything that was paused is woken by `heal`, in whatever way the run ends.
@@ -19,13 +19,14 @@ from msgspec import Struct
 from zbroker import ids
 from zbroker.shm.board_reader import find_boards
 
-KindOfFault = Literal["kill", "pause"]
+KindOfFault = Literal["kill", "pause", "restart"]
 ROLE_WEIGHTS: Final = {"router": 1, "worker": 2, "replica": 2, "coordinator": 1, "producer": 1, "consumer": 1}
+SIGNALS: Final = {"kill": signal.SIGKILL, "pause": signal.SIGSTOP, "restart": signal.SIGTERM}
 PAUSE_MIN_S: Final = 0.1
 
 
 class Fault(Struct, frozen=True):
-    """One that was done: to whom, when, for how long (0 for a kill)."""
+    """One that was done: to whom, when, for how long (0 for what is no pause)."""
 
     kind: KindOfFault
     name: str
@@ -86,7 +87,7 @@ class Faults:
         kind = self._rng.choices(list(self._kinds), list(self._kinds.values()))[0]
         pause_s = self._rng.uniform(PAUSE_MIN_S, self._pause_max_s) if kind == "pause" else 0.0
         at_ns = time.monotonic_ns()
-        if not send_signal(processes[name], signal.SIGKILL if kind == "kill" else signal.SIGSTOP):
+        if not send_signal(processes[name], SIGNALS[kind]):
             return None
         if kind == "pause":
             self._paused.append((at_ns + int(pause_s * 1e9), processes[name]))
