@@ -170,11 +170,11 @@ def test_a_full_buffer_names_the_setting(broker: Broker, topic: str) -> None:
     settings: dict[str, Any] = {"buffer_memory": 65_536, "max_request_size": 32_768, "max_block_ms": 100}
     with Producer(bootstrap_servers=broker.bootstrap_servers, **settings) as producer:
         producer.send(topic, b"x", partition=0).result(10)
-        with producer.lock:
+        with producer._delivery.lock:
             producer._delivery.used_bytes += 100_000
         with pytest.raises(BufferFullError, match="buffer_memory"):
             producer.send(topic, b"y", partition=0)
-        with producer.lock:
+        with producer._delivery.lock:
             producer._delivery.used_bytes -= 100_000
         assert producer.send(topic, b"z", partition=0).result(10).offset == 1
 

@@ -39,8 +39,8 @@ class Batch:
 
     __slots__ = (
         "attempts", "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_extras",
-        "has_headers", "has_keys", "has_times", "headers", "keys", "number", "queue", "size_bytes", "state",
-        "timestamp_ms", "timestamps_ms", "values",
+        "has_headers", "has_keys", "has_times", "headers", "is_keyed", "is_open", "is_plain", "keys", "number", "owner",
+        "queue", "room", "size_bytes", "state", "timestamp_ms", "timestamps_ms", "values",
     )  # fmt: skip
 
     def __init__(self, queue: PartitionQueue, now_ns: int) -> None:
@@ -50,7 +50,12 @@ class Batch:
         self.headers: list[tuple[Header, ...]] = []
         self.timestamps_ms: list[int] = []
         self.has_keys = self.has_headers = self.has_times = self.has_extras = False
-        self.size_bytes = 0
+        self.is_open = True
+        self.owner = 0  # the thread that appends to it without the lock, if there is one: see producer.py
+        self.is_plain = True  # values alone
+        self.is_keyed = False  # values and keys alone
+        self.room = 0  # bytes until it is full, while it is open
+        self.size_bytes = 0  # from when it is closed
         self.count = 0
         self.number = 0  # in the order of closing
         self.attempts = 0
@@ -62,6 +67,16 @@ class Batch:
         self.base_offset = -1
         self.error: BrokerError | None = None
         self.callbacks: list[Callable[[Batch], None]] | None = None
+
+    def seal(self) -> tuple[list[bytes | None], list[bytes | None] | None]:
+        """Take no more records, and count those that are in it. Gives their values and keys. The lock is held."""
+        self.is_open = False
+        values, keys = self.values, self.keys if self.has_keys else None
+        self.count = len(values) if keys is None else min(len(values), len(keys))
+        if not self.owner:
+            return values, keys
+        # The owner may still append one more, and then finds that it was not taken.
+        return values[: self.count], None if keys is None else keys[: self.count]
 
     @property
     def is_done(self) -> bool:

@@ -105,10 +105,10 @@ class Delivery:
             found.needs_leader = True
         return found
 
-    def open_batch(self, queue: PartitionQueue) -> Batch:
-        """A new open batch of a queue. The lock is held."""
+    def new_batch(self, queue: PartitionQueue) -> Batch:
+        """A new batch of a queue, with its deadline."""
         now_ns = time.monotonic_ns()
-        batch = queue.open = Batch(queue, now_ns)
+        batch = Batch(queue, now_ns)
         batch.deadline_ns = now_ns + self._settings.delivery_timeout_ms * NS_PER_MS
         return batch
 
@@ -185,9 +185,13 @@ class Delivery:
         self.is_idle = False
         self._wake.set()
 
-    def receive_some(self) -> None:
-        """Deliver acknowledgements that have come, without waiting."""
-        self._connection.try_pump()
+    def receive_some(self, queue: PartitionQueue) -> None:
+        """After a batch of `queue` was closed: deliver acknowledgements that have come, without waiting.
+
+        Not after each batch: several at a time are received for little more than one.
+        """
+        if len(queue.in_flight) > self.max_in_flight // 2:
+            self._connection.try_pump()
         if self._deferred:
             self._make_calls([])
         if self.is_idle:

@@ -21,6 +21,8 @@ def add_key(batch: Batch, index: int, key: bytes | None) -> None:
     """The key of the record at `index`, the newest one."""
     if not batch.has_keys:
         batch.has_keys = True
+        batch.is_plain = False
+        batch.is_keyed = not batch.has_extras
         batch.keys = [None] * index
     batch.keys.append(key)
 
@@ -28,6 +30,7 @@ def add_key(batch: Batch, index: int, key: bytes | None) -> None:
 def add_extras(batch: Batch, index: int, headers: tuple[Header, ...], timestamp_ms: int | None) -> None:
     """Headers and time of the record at `index`, the newest one. A record without a time gets the present one."""
     batch.has_extras = True
+    batch.is_plain = batch.is_keyed = False
     if headers or batch.has_headers:
         if not batch.has_headers:
             batch.has_headers = True

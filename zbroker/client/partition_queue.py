@@ -111,12 +111,14 @@ class PartitionQueue:
         if batch is None:
             return
         self.open = None
+        values, keys = batch.seal()
+        if not batch.count:
+            return  # its owner had not come to append the first record
         batch.timestamp_ms = self.producer.wall_ms()
-        batch.count = len(batch.values)
         try:
             batch.encoded = encode_columns(
-                batch.values,
-                batch.keys if batch.has_keys else None,
+                values,
+                keys,
                 timestamp_ms=batch.timestamp_ms,
                 headers=batch.headers if batch.has_headers else None,
                 timestamps_ms=batch.timestamps_ms if batch.has_times else None,
@@ -218,7 +220,7 @@ class PartitionQueue:
         """Fail everything. Returns the calls to make without the lock. The lock is held."""
         calls: list[Callable[[], None]] = []
         if self.open is not None:
-            self.open.count = len(self.open.values)
+            self.open.seal()
             self.producer.count_closed(self.open)
             self.waiting.append(self.open)
             self.open = None

@@ -15,7 +15,8 @@ import mmh3
 Choose = Callable[[bytes | None, int], int]
 
 _MASK = 0xFFFF_FFFF
-_hash = mmh3.hash
+mmh3_of: Callable[[bytes], int] = mmh3.mmh3_32_uintdigest
+"""murmur3 (x86, 32 bit, seed 0) of a key, as an unsigned number."""
 
 
 def murmur2(data: bytes) -> int:
@@ -35,14 +36,9 @@ def murmur2(data: bytes) -> int:
     return h ^ h >> 15
 
 
-def by_mmh3(key: bytes, partitions: int) -> int:
-    """murmur3 (x86, 32 bit, seed 0) of the key, as an unsigned number, modulo the partitions."""
-    return _hash(key, 0, False) % partitions
-
-
-def by_murmur2(key: bytes, partitions: int) -> int:
-    """Kafka's default map: `toPositive(murmur2(key)) % partitions`."""
-    return (murmur2(key) & 0x7FFF_FFFF) % partitions
+def murmur2_of(key: bytes) -> int:
+    """Kafka's `toPositive(murmur2(key))`."""
+    return murmur2(key) & 0x7FFF_FFFF
 
 
 def round_robin() -> Choose:

@@ -7,20 +7,19 @@ cut in half and encoded again, which values of even size never meet.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
+from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX, Accumulator
 from zbroker.client.batches import Batch
 from zbroker.client.partition_queue import PartitionQueue
 from zbroker.client.topic_sender import TopicSender
 from zbroker.clock import NS_PER_MS
+from zbroker.errors import InvalidRecordError
 from zbroker.record.columns import encode_columns
-
-if TYPE_CHECKING:
-    from zbroker.client.producer import Producer
+from zbroker.record.records import Headers, header_tuple
 
 MANY_BYTES: Final = 128 << 10  # what stays in a core's cache from the encoder to the ring
-RECORDS_MAX: Final = 10_000
 
 
 class Columns(NamedTuple):
@@ -30,6 +29,26 @@ class Columns(NamedTuple):
     keys: Sequence[bytes | None] | None
     headers: Sequence[tuple[Any, ...]] | None
     timestamps_ms: Sequence[int] | None
+
+    @classmethod
+    def serialized(
+        cls,
+        values: Sequence[Any],
+        keys: Sequence[Any] | None,
+        headers: Sequence[Headers] | None,
+        timestamps_ms: Sequence[int] | None,
+        value_serializer: Callable[[Any], bytes] | None,
+        key_serializer: Callable[[Any], bytes] | None,
+    ) -> Columns:
+        """What a user gave, as it is encoded. Raises InvalidRecordError when a column is of another length."""
+        for name, column in (("keys", keys), ("headers", headers), ("timestamps_ms", timestamps_ms)):
+            if column is not None and len(column) != len(values):
+                raise InvalidRecordError(f"send_many: {len(values)} values, but {len(column)} {name}")
+        if value_serializer is not None:
+            values = [None if value is None else value_serializer(value) for value in values]
+        if keys is not None and key_serializer is not None:
+            keys = [None if key is None else key_serializer(key) for key in keys]
+        return cls(values, keys, None if headers is None else [header_tuple(found) for found in headers], timestamps_ms)
 
     def part(self, first: int, last: int) -> Columns:
         """Records first to last."""
@@ -43,10 +62,8 @@ class Columns(NamedTuple):
 class BatchRun:
     """One `send_many`."""
 
-    def __init__(
-        self, producer: Producer[Any, Any], sender: TopicSender, columns: Columns, partition: int | None
-    ) -> None:
-        self._producer = producer
+    def __init__(self, accumulator: Accumulator, sender: TopicSender, columns: Columns, partition: int | None) -> None:
+        self._accumulator = accumulator
         self._sender = sender
         self._columns = columns
         self._partition = partition
@@ -69,13 +86,13 @@ class BatchRun:
         return self._batches
 
     def _send_to(self, queue: PartitionQueue | None, columns: Columns) -> None:
-        producer, sender, settings = self._producer, self._sender, self._producer.settings
+        accumulator, sender, settings = self._accumulator, self._sender, self._accumulator.settings
         first, count = 0, len(columns.values)
         sample = columns.values[0] if count else None
-        run = max(1, min(RECORDS_MAX, MANY_BYTES // ((len(sample) if sample else 0) + 8)))
+        run = max(1, min(RECORDS_PER_BATCH_MAX, MANY_BYTES // ((len(sample) if sample else 0) + 8)))
         while first < count:
             last = min(count, first + run)
-            part = columns.part(first, last)
+            part = columns if last - first == count else columns.part(first, last)
             encoded = encode_columns(
                 part.values,
                 part.keys,
@@ -85,13 +102,13 @@ class BatchRun:
                 compression=settings.compression_type,
                 compression_level=settings.compression_level,
             )
-            if len(encoded) > producer.request_bytes_max:
+            if len(encoded) > accumulator.request_bytes_max:
                 if last - first == 1:
-                    raise producer.too_large(len(encoded))
+                    raise accumulator.too_large(len(encoded))
                 run = (last - first) // 2
                 continue
-            self._batches.append(producer.enqueue(queue or sender.sticky, encoded, part.values))
+            self._batches.append(accumulator.enqueue(queue or sender.sticky, encoded))
             if queue is None:
                 sender.next_sticky()
-            run = max(1, min(RECORDS_MAX, (last - first) * MANY_BYTES // len(encoded)))
+            run = max(1, min(RECORDS_PER_BATCH_MAX, (last - first) * MANY_BYTES // len(encoded)))
             first = last

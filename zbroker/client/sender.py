@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX
+from zbroker.client.send_many import MANY_BYTES
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, InvalidRecordError
 from zbroker.record.columns import encode_columns
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from zbroker.client.producer import Producer
 
 OVERHEAD_BYTES = 16
-RECORDS_MAX = 10_000
 
 
 class Emitter:
@@ -38,12 +39,13 @@ class Emitter:
         self._topic = topic
         self._partition = partition
         self._on_error = on_error
-        self._sender = producer._topics.get(topic) or producer._open_topic(topic)
+        self._accumulator = producer._accumulator
+        self._sender = self._accumulator.topic(topic)
         self._lists: dict[int, tuple[list[Any], list[Any]]] = {}
         self._keyless: list[Any] = []
         self._first_error: Exception | None = None
         self._turn_lock = threading.Lock()
-        self._limit = producer._batch_max
+        self._limit = min(max(self._accumulator.batch_max, MANY_BYTES), self._accumulator.batch_limit)
         self.emit = self._make_emit()
 
     def _make_emit(self) -> Callable[..., None]:
@@ -52,24 +54,25 @@ class Emitter:
         value_serializer, key_serializer = self._producer._value_serializer, self._producer._key_serializer
         if value_serializer is not None or key_serializer is not None or self._sender.keyless is not None:
             return self._emit_slowly
-        room, count = limit, RECORDS_MAX
+        # A batch of the largest number of records is never passed: so much is charged for each.
+        overhead = max(OVERHEAD_BYTES, -(-limit // RECORDS_PER_BATCH_MAX))
+        room = limit
 
         def emit(value: Any, key: Any = None) -> None:
-            nonlocal room, count
+            nonlocal room
             if key is not None:
                 keyed(value, key)
                 return
             try:
-                room -= len(value) + OVERHEAD_BYTES
+                room -= len(value) + overhead
             except TypeError:
                 if value is not None:
                     raise
-                room -= OVERHEAD_BYTES
+                room -= overhead
             append(value)
-            count -= 1
-            if room <= 0 or not count:
+            if room <= 0:
                 hand_over_keyless()
-                room, count = limit, RECORDS_MAX
+                room = limit
 
         return emit
 
@@ -81,7 +84,7 @@ class Emitter:
         sender = self._sender
         number = self._partition
         if number is None:
-            number = sender.choose(key, len(sender.queues))
+            number = sender.hash_of(key) % sender.count
         lists = self._lists.get(number)
         if lists is None:
             lists = self._lists[number] = ([], [])
@@ -95,7 +98,7 @@ class Emitter:
         # Looked at only every 64 records: the mean of a sample is enough to close a batch near its size.
         count = len(values)
         sample = sum([len(value) for value in values[-16:] if value is not None]) + sum(map(len, keys[-16:]))
-        return count >= RECORDS_MAX - 64 or count * (sample // 16 + OVERHEAD_BYTES) >= self._limit
+        return count >= RECORDS_PER_BATCH_MAX - 64 or count * (sample // 16 + OVERHEAD_BYTES) >= self._limit
 
     def _hand_over_keyless(self) -> None:
         with self._turn_lock:
@@ -134,22 +137,22 @@ class Emitter:
                 values,
                 keys,
                 timestamp_ms=time.time_ns() // NS_PER_MS,
-                compression=self._producer.settings.compression_type,
-                compression_level=self._producer.settings.compression_level,
+                compression=self._accumulator.settings.compression_type,
+                compression_level=self._accumulator.settings.compression_level,
             )
         except (BrokerError, TypeError, ValueError) as error:
             # The lists are gone, and the thread that is here need not be the one that emitted.
             self._fail(error if isinstance(error, BrokerError) else InvalidRecordError(f"not encodable: {error}"))
             return
-        if len(encoded) > self._producer.request_bytes_max:
+        if len(encoded) > self._accumulator.request_bytes_max:
             if len(values) == 1:
-                self._fail(self._producer.too_large(len(encoded)))
+                self._fail(self._accumulator.too_large(len(encoded)))
                 return
             half = len(values) // 2
             self._send(queue, values[:half], None if keys is None else keys[:half])
             self._send(queue, values[half:], None if keys is None else keys[half:])
             return
-        self._producer.enqueue(queue, encoded, values).on_done(self._note)
+        self._accumulator.enqueue(queue, encoded).on_done(self._note)
 
     def _note(self, batch: Batch) -> None:
         if batch.error is not None:

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 from zbroker.client.partition_queue import PartitionQueue
-from zbroker.client.partitioner import by_mmh3, by_murmur2, round_robin
+from zbroker.client.partitioner import mmh3_of, murmur2_of, round_robin
 from zbroker.errors import InvalidRecordError, UnknownTopicOrPartitionError
 
 
 class TopicSender:
-    """The queues of one topic. `choose(key, count)` gives the partition of a record that has a key; `keyless`, where
-    there is one, that of every record."""
+    """The queues of one topic. `hash_of(key) % count` is the partition of a record with a key; `keyless(key, count)`,
+    where there is one, that of every record."""
 
-    __slots__ = ("choose", "count", "keyless", "queues", "sticky", "topic", "turn")
+    __slots__ = ("count", "hash_of", "keyless", "queues", "sticky", "topic", "turn")
 
     def __init__(self, topic: str, queues: list[PartitionQueue], partitioner: Any) -> None:
         self.topic = topic
@@ -28,11 +28,11 @@ class TopicSender:
         self.turn = 0
         self.sticky = queues[0]
         self.keyless: Callable[[bytes | None, int], int] | None = None
-        self.choose: Callable[[bytes, int], int] = by_mmh3
+        self.hash_of: Callable[[bytes], int] = mmh3_of
         if partitioner == "murmur2_random":
-            self.choose = by_murmur2
+            self.hash_of = murmur2_of
         elif partitioner == "sticky":
-            self.choose = lambda _key, _count: self.turn
+            self.hash_of = lambda _key: self.turn
         elif partitioner == "round_robin":
             self.keyless = round_robin()
         elif callable(partitioner):
@@ -67,4 +67,4 @@ class TopicSender:
             return self.queues[number]
         if key is None:
             return self.sticky
-        return self.queues[self.choose(key, self.count)]
+        return self.queues[self.hash_of(key) % self.count]

@@ -1,0 +1,195 @@
+"""Where records wait to be sent: the topics, their partitions' open batches, and the room that they may take.
+
+There is one lock. A thread that opens every batch, because it alone sends, owns them: it appends without the lock
+(`Producer.send`; taking the lock costs as much as all the rest). Any other thread may close such a batch, and appends
+to a new one. The owner looks at `is_open` after its append; the closer clears `is_open` before it counts. So a record
+that the owner sees in an open batch is counted, and for any other the count says whether it is.
+
+A batch is opened and filled up by `add`, which takes the lock; what lies in between may go without.
+"""
+
+from __future__ import annotations
+
+from threading import get_ident
+from typing import Final
+
+from zbroker.client.batches import Batch
+from zbroker.client.connection import Connection
+from zbroker.client.delivery import Delivery
+from zbroker.client.filling import add_extras, add_key
+from zbroker.client.partition_queue import PartitionQueue
+from zbroker.client.settings import ProducerSettings
+from zbroker.client.topic_refresh import TopicRefresh
+from zbroker.client.topic_sender import TopicSender
+from zbroker.errors import BufferFullError, ClosedError, MessageSizeTooLargeError
+from zbroker.record.batch import read_header
+from zbroker.record.records import Header
+from zbroker.wire.messages import TopicInfo
+
+RECORDS_PER_BATCH_MAX: Final = 10_000
+BATCH_OVERHEAD_BYTES: Final = 256
+ALONE_AFTER_BATCHES: Final = 64
+
+
+class Accumulator:
+    """See the module."""
+
+    def __init__(self, connection: Connection, delivery: Delivery, settings: ProducerSettings) -> None:
+        self.settings = settings
+        self.lock = delivery.lock
+        self.topics: dict[str, TopicSender] = {}
+        self.plain_topics: dict[str, TopicSender] = {}
+        """Those whose records need nothing but a place."""
+        self.is_closed = False
+        self.request_bytes_max = min(settings.max_request_size, connection.welcome.message_max_bytes)
+        self.batch_limit = self.request_bytes_max - BATCH_OVERHEAD_BYTES
+        self.batch_max = min(settings.batch_size, self.batch_limit)
+        self._room_min = self.batch_max - self.batch_limit  # below zero: the last record may pass batch_size
+        self._connection = connection
+        self._delivery = delivery
+        self._buffer_memory = settings.buffer_memory
+        has_serializer = settings.key_serializer is not None or settings.value_serializer is not None
+        has_own_choice = callable(settings.partitioner) or settings.partitioner == "round_robin"
+        self._is_plain = not (has_serializer or has_own_choice or settings.on_delivery is not None)
+        self._last_thread = self._opened_in_a_row = 0
+        self._refresh = TopicRefresh(connection, settings.metadata_max_age_ms, self._grow_topic)
+
+    def add(
+        self,
+        sender: TopicSender,
+        named: PartitionQueue | None,
+        value: bytes | None,
+        key: bytes | None,
+        headers: tuple[Header, ...],
+        timestamp_ms: int | None,
+        size: int,
+    ) -> tuple[Batch, int]:
+        """Put a record into an open batch; give the batch and the record's place in it. `named`: the partition's queue,
+        if the caller chose it. `size`: what the record takes, in bytes."""
+        delivery = self._delivery
+        if delivery.used_bytes > self._buffer_memory:
+            self.wait_for_room()
+        with self.lock:
+            queue = named if named is not None else sender.queue_for(key)
+            batch = queue.open
+            if batch is None or batch.room - size < self._room_min or batch.owner not in (0, get_ident()):
+                batch = self._next_batch(queue, size)
+            index = len(batch.values)
+            batch.values.append(value)
+            if key is not None or batch.has_keys:
+                add_key(batch, index, key)
+            if headers or timestamp_ms is not None or batch.has_extras:
+                add_extras(batch, index, headers, timestamp_ms)
+            batch.room -= size
+            is_full = batch.room <= 0 or index + 1 >= RECORDS_PER_BATCH_MAX
+            if is_full:
+                queue.close_open()
+                if queue is sender.sticky:
+                    sender.next_sticky()
+        if is_full:
+            delivery.receive_some(queue)
+        elif delivery.is_idle:
+            delivery.wake()
+        return batch, index
+
+    def has_taken(self, batch: Batch, index: int) -> bool:
+        """Whether a batch that was closed during an append has the record. Else nobody has."""
+        with self.lock:
+            return index < batch.count
+
+    def _next_batch(self, queue: PartitionQueue, size: int) -> Batch:
+        if size > self.batch_limit:
+            raise self.too_large(size)
+        if self.is_closed:
+            raise ClosedError("this producer is closed")
+        queue.close_open()
+        batch = self._delivery.new_batch(queue)
+        batch.room = self.batch_max
+        batch.owner = self._thread_alone()
+        queue.open = batch
+        if batch.created_ns >= self._refresh.due_ns:
+            self._refresh.ask(self.topics)
+        return batch
+
+    def _thread_alone(self) -> int:
+        """This thread, when it alone has opened batches for a while, else 0. The lock is held."""
+        if self._last_thread == get_ident():
+            self._opened_in_a_row += 1
+        else:
+            self._opened_in_a_row = 0 if self._last_thread == 0 else -ALONE_AFTER_BATCHES
+            self._last_thread = get_ident()
+        return self._last_thread if self._opened_in_a_row >= 0 else 0
+
+    def too_large(self, size: int) -> MessageSizeTooLargeError:
+        """The error of a record above the limit."""
+        return MessageSizeTooLargeError(f"a record of {size} bytes; requests take {self.batch_limit}")
+
+    def enqueue(self, queue: PartitionQueue, encoded: bytearray) -> Batch:
+        """Queue a whole batch behind what was sent before. Waits for room in the buffer as `add` does."""
+        self._connection.check_usable()
+        delivery = self._delivery
+        if delivery.used_bytes > self._buffer_memory:
+            self.wait_for_room()
+        with self.lock:
+            if self.is_closed:
+                raise ClosedError("this producer is closed")
+            queue.close_open()
+            header = read_header(encoded)
+            batch = delivery.new_batch(queue)
+            batch.count, batch.encoded, batch.size_bytes = header.record_count, encoded, len(encoded)
+            batch.timestamp_ms = header.base_timestamp
+            queue.add_closed(batch)
+        delivery.receive_some(queue)
+        return batch
+
+    def topic(self, topic: str) -> TopicSender:
+        """A topic's sender. The first time it waits for metadata."""
+        return self.topics.get(topic) or self._open_topic(topic)
+
+    def _open_topic(self, topic: str) -> TopicSender:
+        self.check_open()
+        info = self._delivery.find_topic(topic)
+        with self.lock:
+            found = self.topics.get(topic)
+            if found is None:
+                queues = [self._delivery.queue(topic, number) for number in range(len(info.partitions))]
+                found = self.topics[topic] = TopicSender(topic, queues, self.settings.partitioner)
+                if self._is_plain:
+                    self.plain_topics[topic] = found
+            return found
+
+    def queue_at(self, sender: TopicSender, partition: int) -> PartitionQueue:
+        """The queue of a named partition, which may have been added a moment ago."""
+        if partition >= sender.count:
+            self.check_open()
+            view = self._connection.metadata([sender.topic], refresh=True, timeout_ms=self.settings.max_block_ms)
+            self._grow_topic(view.topic(sender.topic))
+        return sender.at(partition)
+
+    def _grow_topic(self, info: TopicInfo) -> None:
+        with self.lock:
+            sender = self.topics.get(info.name)
+            if sender is not None and len(info.partitions) > sender.count:
+                numbers = range(sender.count, len(info.partitions))
+                sender.grow([self._delivery.queue(info.name, number) for number in numbers])
+
+    def check_open(self) -> None:
+        """Raise ForkError in another process, ClosedError after `close`."""
+        self._connection.check_usable()
+        if self.is_closed:
+            raise ClosedError("this producer is closed")
+
+    def wait_for_room(self) -> None:
+        """Wait at most max_block_ms until the buffer has room. Raises BufferFullError."""
+        self.check_open()
+        limit = self._buffer_memory
+        if not self._delivery.wait_for(lambda: self._delivery.used_bytes <= limit, self.settings.max_block_ms):
+            raise BufferFullError(
+                f"the buffer of {limit} bytes stayed full for {self.settings.max_block_ms} ms "
+                "(buffer_memory, max_block_ms; zbroker status shows whether the worker lives)"
+            )
+
+    def disarm(self) -> None:
+        """In a forked child: forget all topics. Looking for one raises ForkError then."""
+        self.topics.clear()
+        self.plain_topics.clear()
