@@ -260,7 +260,8 @@ class Files:
         except FileNotFoundError:
             return None
         try:
-            return self.pread(fd, size_bytes_max, 0)
+            # Not more than there is: a read allocates what it is asked for.
+            return self.pread(fd, min(size_bytes_max, self.size_bytes(fd)), 0)
         finally:
             self.close(fd)
 
