@@ -19,9 +19,14 @@ from pathlib import Path
 import zmq
 from fastcrc import crc32
 
-from zbroker.record.batch import batches_in
+from zbroker.record.batch import batches_in, read_header
 from zbroker.record.columns import encode_columns
 from zbroker.record.crc import crc32c
+from zbroker.storage.files import Files
+from zbroker.storage.store import GROWTH_MAX_BYTES, PUSH_BYTES
+
+TAIL_WAIT_S = 0.000_5
+_BATCH_RECORDS = 1_200
 
 
 def fresh_values(count: int, size_bytes: int) -> list[bytes]:
@@ -77,6 +82,73 @@ def mapped_scan(paths: list[Path]) -> dict[str, float]:
                 size_bytes += header.size_bytes
     spent_s = time.perf_counter() - started_s
     return {"records_per_s": records / spent_s, "mb_per_s": size_bytes / spent_s / 1e6}
+
+
+def tail_scan(path: Path, words: memoryview, position_word: int, count: int) -> dict[str, float]:
+    """Chase a file that grows: map it anew when the position on the board has left the mapping, check each CRC.
+
+    What the waits for more bytes cost does not count.
+    """
+    records = position = 0
+    waited_s = 0.0
+    view = memoryview(b"")
+    started_s, started_cpu_s = time.perf_counter(), time.thread_time()
+    with path.open("rb") as file:
+        while records < count:
+            end = words[position_word]
+            if position == end:
+                before_s = time.thread_time()
+                time.sleep(TAIL_WAIT_S)
+                waited_s += time.thread_time() - before_s
+                continue
+            if end > len(view):
+                view = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            while position < end:
+                header = read_header(view, position)
+                following = position + header.size_bytes
+                with view[position + 21 : following] as covered:
+                    assert crc32c(covered) == header.crc
+                position = following
+                records += header.record_count
+    spent_s, spent_cpu_s = time.perf_counter() - started_s, time.thread_time() - started_cpu_s
+    return {"records_per_s": records / spent_s, "without_waits_per_s": records / (spent_cpu_s - waited_s)}
+
+
+def disk_write(path: Path, count: int) -> dict[str, float]:
+    """What the disk takes: pwrite of whole batches into space allocated ahead as the log does it, then fdatasync."""
+    batch = encode_columns(fresh_values(_BATCH_RECORDS, 100), timestamp_ms=1_700_000_000_000)
+    files = Files()
+    position = allocated = pushed = 0
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        started_s = time.perf_counter()
+        for _ in range(count // _BATCH_RECORDS):
+            if position + len(batch) > allocated:
+                files.fallocate(fd, allocated, GROWTH_MAX_BYTES)
+                allocated += GROWTH_MAX_BYTES
+            position += os.pwrite(fd, batch, position)
+            if position - pushed >= PUSH_BYTES:
+                files.sync_file_range(fd, pushed, position - pushed)
+                pushed = position
+        os.fdatasync(fd)
+        spent_s = time.perf_counter() - started_s
+    finally:
+        os.close(fd)
+        path.unlink()
+    return {"mb_per_s": position / spent_s / 1e6}
+
+
+def columns_bytes(count: int) -> int:
+    """Bytes of a batch of `count` values of 100 bytes in the log."""
+    return len(encode_columns([bytes(100)] * count, timestamp_ms=0))
+
+
+def sync_files(paths: list[Path]) -> None:
+    """Return when these files, whoever wrote them, are on the disk."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        os.fdatasync(fd)
+        os.close(fd)
 
 
 _ECHO = """

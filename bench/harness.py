@@ -1,7 +1,7 @@
 """How a benchmark runs: rounds of all contenders in turn, best and median of them, and where it was run.
 
 One run compares: the contenders take turns (A B C A B C), so that a slow minute of a shared machine meets all of them.
-Rates are the best round's, because noise only ever takes away; latencies are the median round's.
+Rates are the best round's, because noise only ever takes away; latencies and ratios of CPU time are the median round's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,31 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Contender = Callable[[], dict[str, float]]
+Row = dict[str, Any]
+
+
+def row(what: str, value: float, unit: str, beside: str = "", ratio: float | None = None, target: str = "") -> Row:
+    """One line of the table. `target` is for the ratio where there is one, else for the value: ">= 0.35", "< 2"."""
+    shown = round(ratio, 3) if ratio is not None else ""
+    return {
+        "what": what,
+        "value": round(value, 3),
+        "unit": unit,
+        "beside": beside,
+        "ratio": shown,
+        "target": target,
+        "met": _verdict(value if ratio is None else ratio, target),
+    }
+
+
+def _verdict(figure: float, target: str) -> str:
+    """Whether a figure keeps to its target: "met", "missed", or nothing where there is none."""
+    if not target:
+        return ""
+    sign, bound = target.split()[:2]
+    limit = float(bound)
+    is_met = {"<": figure < limit, "<=": figure <= limit, ">": figure > limit, ">=": figure >= limit}[sign]
+    return "met" if is_met else "missed"
 
 
 def run_rounds(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -46,6 +71,12 @@ def median(rounds: list[dict[str, float]], key: str) -> float:
     return statistics.median(figures[key] for figures in rounds)
 
 
+def cpu_ns(pid: int) -> int:
+    """Nanoseconds that all threads of a process have run on a CPU, exact where `psutil` counts in 10 ms."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = next(
@@ -63,6 +94,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "load_average_1min": round(os.getloadavg()[0], 2),
     }
 
 
@@ -76,7 +108,7 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def save(name: str, command: str, rows: list[dict[str, Any]]) -> Path:
+def save(name: str, command: str, rows: list[Row]) -> Path:
     """Write results/NAME.json: the command, the machine, and a row for each figure; give its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -84,7 +116,7 @@ def save(name: str, command: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[Row]) -> None:
     """Print rows of one shape as a table with right-aligned numbers."""
     if not rows:
         return
