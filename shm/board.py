@@ -69,6 +69,12 @@ class PartitionView(NamedTuple):
     size_bytes: int
     segment_count: int
     state: CellState
+    readers_next: int = 0
+
+    @property
+    def reader_offset(self) -> int | None:
+        """The highest offset that a reader has asked for; None: none has asked since this process leads."""
+        return self.readers_next - 1 if self.readers_next else None
 
 
 class PartitionCellWriter:
@@ -132,6 +138,11 @@ class PartitionCellWriter:
     def durable(self, offset: int) -> None:
         """Publish the offset below which everything is on the disk."""
         self._words[layout.P_DURABLE] = offset
+
+    def note_reader(self, offset: int) -> None:
+        """A reader asks for what is at `offset`: remembered if it is the furthest so far."""
+        if offset >= self._words[layout.P_READERS_NEXT]:
+            self._words[layout.P_READERS_NEXT] = offset + 1
 
     def retire(self) -> None:
         """This process leads the partition no more. The last high watermark stays readable until the slot is freed."""

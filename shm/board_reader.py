@@ -178,7 +178,8 @@ def read_cell(words: memoryview, at: int) -> PartitionView | None:
             cell[layout.P_HIGH_WATERMARK] = high_watermark
             state = CellState(cell[layout.P_STATE])
             key = layout.split_key(cell[layout.P_KEY])
-            return PartitionView._make((*key, *cell[layout.P_LEADER_EPOCH : layout.P_STATE], state))
+            stated = cell[layout.P_LEADER_EPOCH : layout.P_STATE]
+            return PartitionView._make((*key, *stated, state, cell[layout.P_READERS_NEXT]))
         if attempt % _YIELD_EVERY == 0:
             os.sched_yield()
     return None

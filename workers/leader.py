@@ -106,6 +106,11 @@ class Leader:
         """Readers see everything before it."""
         return self._core.high_watermark
 
+    def note_reader(self, offset: int) -> None:
+        """A reader asks for what is at `offset`: the board says how far the readers are."""
+        if offset <= self.high_watermark:
+            self._cell.note_reader(offset)
+
     @property
     def leader_epoch(self) -> int:
         """The epoch that appended batches carry."""

@@ -111,6 +111,7 @@ class Serving:
             leader = self._leaders.get((topic_id, partition))
             if leader is None:
                 raise not_here(topic_id, partition)
+            leader.note_reader(offset)
             if leader.high_watermark > offset:
                 request.reply()
                 return
@@ -216,8 +217,11 @@ def _body(request: Request) -> bytes | bytearray | memoryview:
 def _read_one(leader: Leader, wanted: FetchPartition, room_bytes: int, *, is_first: bool) -> tuple[int, bytes]:
     """(error, whole batches). Only the first answer of a fetch may be larger than the room: it would never fit else."""
     high_watermark = leader.high_watermark
+    leader.note_reader(wanted.offset)
     if not leader.log.log_start <= wanted.offset <= high_watermark:
         return OffsetOutOfRangeError.code, b""
+    if not wanted.max_bytes:
+        return 0, b""  # a reader of the files only says how far it is
     if wanted.offset == high_watermark or (room_bytes <= 0 and not is_first):
         return 0, b""
     try:

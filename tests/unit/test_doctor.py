@@ -15,8 +15,8 @@ from zbroker.config.schema import MIB, ServerConfig
 from zbroker.doctor import host, settings, traffic
 from zbroker.doctor.findings import Finding, Level
 from zbroker.ids import own_incarnation, worker_number
-from zbroker.shm.board import BoardWriter
-from zbroker.shm.layout import Counter
+from zbroker.shm.board import BoardWriter, PartitionView
+from zbroker.shm.layout import CellState, Counter
 
 HERE = Path("/somewhere")
 
@@ -116,19 +116,44 @@ def test_rule_2_slow_produce_is_traced_to_small_batches() -> None:
     assert "batch_size" in finding.fix
 
 
+def look(high_watermark: int, readers_next: int, state: CellState = CellState.LEADING) -> PartitionView:
+    return PartitionView(1, 0, 1, 0, high_watermark, 0, 0, high_watermark, 0, 0, 0, 1, state, readers_next)
+
+
+def test_rule_1_a_backlog_is_traced_to_too_few_consumers() -> None:
+    """S-193: more consumers, each with its own partitions, are what to add."""
+    assert traffic.backlog([]).level is Level.PASS
+    assert traffic.backlog([look(5_000_000, 0)]).level is Level.PASS, "nobody reads it"
+    assert traffic.backlog([look(5_000_000, 4_999_991)]).level is Level.PASS
+    assert traffic.backlog([look(5_000_000, 1, CellState.RETIRED)]).level is Level.PASS, "led elsewhere by now"
+    finding = traffic.backlog([look(10, 11), look(5_000_000, 4_000_001)])
+    assert finding.level is Level.WARN
+    assert "1000000 records behind in 2 partitions" in finding.message
+    assert "more consumers" in finding.fix
+    assert "zbroker topics partitions" in finding.fix
+
+
 def test_the_traffic_of_live_workers_is_read_from_their_boards(tmp_path: Path) -> None:
     board = BoardWriter.create(tmp_path, worker_number(0), own_incarnation(), cells=1)
     board.set_counter(Counter.BATCHES_IN, 2_000)
     board.set_counter(Counter.RECORDS_IN, 2_000)
     board.set_counter(Counter.BYTES_IN, 200_000)
-    assert [finding.level for finding in traffic.examine_traffic(tmp_path)] == [Level.WARN]
+    cell = board.claim(1, 0)
+    cell.restate(
+        leader_epoch=1, log_start=0, log_end=900_000, segment_base=0, position=0, high_watermark=900_000, durable=0,
+        size_bytes=0, segment_count=1,
+    )  # fmt: skip
+    cell.note_reader(1_000)
+    cell.note_reader(500)
+    assert [finding.level for finding in traffic.examine_traffic(tmp_path)] == [Level.WARN, Level.WARN]
+    assert "899000 records behind" in traffic.examine_traffic(tmp_path)[1].message
     board.close(unlink=True)
-    assert [finding.level for finding in traffic.examine_traffic(tmp_path)] == [Level.PASS]
+    assert [finding.level for finding in traffic.examine_traffic(tmp_path)] == [Level.PASS, Level.PASS]
 
 
 def test_the_command_prints_every_rule_and_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["doctor", "--data-dir", str(tmp_path), "--json"]
     assert main(arguments) in (0, 4)
     found = msgspec.json.decode(capsys.readouterr().out)
-    assert {"batching", "acknowledgements", "open files"} <= {entry["rule"] for entry in found}
+    assert {"batching", "backlog", "acknowledgements", "open files"} <= {entry["rule"] for entry in found}
     assert main([*arguments, "-C", "client.producer={}"]) == 2, "a setting that is none is a usage error"

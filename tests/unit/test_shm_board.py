@@ -44,6 +44,22 @@ def lead(cell: PartitionCellWriter, *, epoch: int = 1, high_watermark: int = 0, 
     )  # fmt: skip
 
 
+def test_the_furthest_reader_is_shown_from_the_first_question_on(boards: tuple[BoardWriter, BoardReader]) -> None:
+    writer, reader = boards
+    cell = writer.claim(1, 0)
+    lead(cell, high_watermark=100)
+    for asked, shown in ((None, None), (0, 0), (70, 70), (5, 70)):
+        if asked is not None:
+            cell.note_reader(asked)
+        view = reader.read_cell(cell.slot)
+        assert view is not None
+        assert view.reader_offset == shown
+    writer.free(cell)
+    view = reader.read_cell(writer.claim(2, 0).slot)
+    assert view is not None
+    assert view.reader_offset is None, "another partition's cell begins anew"
+
+
 def test_what_a_process_says_of_itself_is_read_by_others(boards: tuple[BoardWriter, BoardReader]) -> None:
     writer, reader = boards
     assert reader.state is ProcessState.STARTING

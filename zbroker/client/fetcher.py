@@ -85,6 +85,8 @@ class Fetcher:
             raise
         if not self._is_local:
             self._ask_remote(order)
+        elif found:
+            self.sleep.tell(order)
         return found
 
     def next_run(self, *, as_batches: bool) -> Assigned | None:
@@ -101,7 +103,9 @@ class Fetcher:
             has = self._guarded(one, one.fill if as_batches else one.current, max_bytes)
             if has:
                 self._turn = index + 1
-                if not self._is_local:
+                if self._is_local:
+                    self.sleep.tell(order)
+                else:
                     self._ask_remote(order)
                 return one
         return None

@@ -17,11 +17,14 @@ from zbroker.client.settings import ConsumerSettings
 from zbroker.client.subscription import Assigned
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import RequestTimedOutError
+from zbroker.wire.codec import encode
 from zbroker.wire.layout import WAITED, Api
+from zbroker.wire.messages import FetchPartition, FetchRequest
 
 SPIN_NS: Final = 50_000
 LOOK_MS: Final = 5  # between two looks at the boards where a wait cannot be left
 REFUSED_NS: Final = 20 * NS_PER_MS  # after a worker refused a wait
+TELL_NS: Final = 1_000 * NS_PER_MS  # a reader that is never at the end says this often where it is
 WAITED_MAX: Final = 1_500  # partitions of one wait: they fit into a consumer's lane
 _WAKE: Final = b"\0\0\0\0"
 
@@ -66,6 +69,7 @@ class Sleep:
         self._has_news = False
         self._last_ns = 0
         self._may_spin = len(os.sched_getaffinity(0)) > 1
+        self._tell_ns = time.monotonic_ns() + TELL_NS
         self.is_woken = False
 
     def note(self) -> None:
@@ -84,9 +88,7 @@ class Sleep:
             self._has_news = False
             return
         started_ns = time.monotonic_ns()
-        watched = [
-            one for one in partitions if one.source is not None and one.source.is_local and one.offset is not None
-        ]
+        watched = _watched(partitions)
         if watched:
             if self._spin(watched, started_ns):
                 self._connection.try_pump()  # Answers must not wait for a moment when there are no records.
@@ -96,6 +98,22 @@ class Sleep:
             self._connection.wait_for(self._is_over, timeout_ms)
         self._has_news = False
         self._last_ns = time.monotonic_ns() - started_ns
+
+    def tell(self, partitions: Sequence[Assigned]) -> None:
+        """Let the workers know now and then how far this reader is, which never waits because there always is more.
+
+        It shows on their boards, so that a backlog is seen. Costs a look at the clock, and a request of 0 bytes to each
+        worker every `TELL_NS`; nothing is waited for.
+        """
+        now_ns = time.monotonic_ns()
+        if now_ns < self._tell_ns:
+            return
+        self._tell_ns = now_ns + TELL_NS
+        for leader, group in _by_leader(_watched(partitions)).items():
+            wanted = [FetchPartition(one.topic_id, one.tp.partition, one.offset or 0, 0) for one in group[:WAITED_MAX]]
+            body = encode(FetchRequest(0, 0, 0, wanted))
+            self._connection.submit(leader, Api.FETCH, [body], lambda *_: None, timeout_ms=TELL_NS // NS_PER_MS)
+        self._connection.try_pump()
 
     def _is_over(self) -> bool:
         return self._has_news or self.is_woken
@@ -115,10 +133,7 @@ class Sleep:
 
     def _arm(self, watched: Sequence[Assigned]) -> float:
         """Leave waits with the workers. Returns for how many ms sleeping is safe."""
-        by_leader: dict[int, list[Assigned]] = {}
-        for one in watched:
-            assert one.source is not None
-            by_leader.setdefault(one.source.leader, []).append(one)
+        by_leader = _by_leader(watched)
         for leader in self._waits.keys() - by_leader.keys():
             self._connection.forget(self._waits.pop(leader).correlation)
         safe_ms = float(self._wait_ms)
@@ -156,3 +171,16 @@ class Sleep:
 
         wait.correlation = connection.submit(leader, Api.WAIT, [body], take, timeout_ms=self._wait_ms)
         return True
+
+
+def _watched(partitions: Sequence[Assigned]) -> list[Assigned]:
+    """Those whose files are read here."""
+    return [one for one in partitions if one.source is not None and one.source.is_local and one.offset is not None]
+
+
+def _by_leader(watched: Sequence[Assigned]) -> dict[int, list[Assigned]]:
+    found: dict[int, list[Assigned]] = {}
+    for one in watched:
+        assert one.source is not None
+        found.setdefault(one.source.leader, []).append(one)
+    return found
