@@ -8,7 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from zbroker.errors import CorruptRecordError, MessageSizeTooLargeError, RecordListTooLargeError
-from zbroker.record.batch import batches_in, check_batch, read_header, stamp, stamp_append_time, write_crc
+from zbroker.record.batch import (
+    batches_in,
+    check_batch,
+    read_header,
+    stamp,
+    stamp_append_time,
+    stamp_producer,
+    write_crc,
+)
 from zbroker.record.columns import encode_columns
 from zbroker.record.crc import crc32c
 from zbroker.record.layout import LOG_APPEND_TIME, BatchHeader
@@ -134,6 +142,14 @@ def test_stamping_the_append_time_computes_the_crc_anew(make: Callable[[], bytea
     header = check(batch)
     assert header.attributes & LOG_APPEND_TIME
     assert header.max_timestamp == NOW_MS + 5
+
+
+def test_stamping_the_producer_changes_its_three_fields_and_the_crc() -> None:
+    batch = encode_columns([b"a", b"b"], timestamp_ms=5)
+    stamp_producer(batch, 7, 3, 2**31 - 1)
+    assert batch == encode_columns(
+        [b"a", b"b"], timestamp_ms=5, producer_id=7, producer_epoch=3, base_sequence=2**31 - 1
+    )
 
 
 def test_batches_are_walked_up_to_zeros() -> None:

@@ -107,6 +107,7 @@ class Exchange:
         partition: int = 0,
         leader_epoch: int = -1,
         acks: int = 0,
+        flags: int = 0,
         timeout_ms: int = ATTEMPT_TIMEOUT_MS,
         over: ClientLane | EllipsisType | None = ...,
     ) -> int:
@@ -121,7 +122,7 @@ class Exchange:
             correlation = next(self._correlations)
             header = pack_request(
                 api, correlation, target, topic_id=topic_id, partition=partition, leader_epoch=leader_epoch, acks=acks,
-                timeout_ms=timeout_ms,
+                flags=flags, timeout_ms=timeout_ms,
             )  # fmt: skip
             message = (header, *frames)
             lane = self.way(target, *map(len, frames)) if over is ... else over
@@ -284,11 +285,10 @@ class Exchange:
         with self._lock:
             self._watch.forget(target)
             self._drop_lane(target, text)
-            lose_where = self._unanswered.lose_where
             if target == ids.ROUTER:
-                lose_where(lambda pending: pending.way is None, BrokerNotAvailableError.code, text)
+                self._unanswered.lose_where(lambda p: p.way is None, BrokerNotAvailableError.code, text)
             else:
-                lose_where(lambda pending: pending.target == target, NotLeaderForPartitionError.code, text)
+                self._unanswered.lose_where(lambda p: p.target == target, NotLeaderForPartitionError.code, text)
         self.process_ended(target)
 
     def process_ended(self, target: int) -> None:

@@ -27,6 +27,7 @@ from zbroker.record.layout import (
     POSITION_CRC,
     POSITION_EPOCH,
     POSITION_MAX_TIMESTAMP,
+    POSITION_PRODUCER,
     ROW_BYTES_MIN,
     BatchHeader,
 )
@@ -34,6 +35,7 @@ from zbroker.record.layout import (
 _I64 = struct.Struct(">q")
 _I32 = struct.Struct(">i")
 _U32 = struct.Struct(">I")
+_PRODUCER = struct.Struct(">qhi")
 _I16 = struct.Struct(">h")
 _unpack_header = HEADER.unpack_from
 _make_header = BatchHeader._make
@@ -121,6 +123,12 @@ def write_crc(batch: bytearray | memoryview) -> None:
     crc = crc32c(covered)
     covered.release()
     _U32.pack_into(batch, POSITION_CRC, crc)
+
+
+def stamp_producer(batch: bytearray, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
+    """Write a producer's identity and sequence into a batch of the caller's own, in place, and its CRC anew."""
+    _PRODUCER.pack_into(batch, POSITION_PRODUCER, producer_id, producer_epoch, base_sequence)
+    write_crc(batch)
 
 
 def batches_in(view: ReadableBuffer, position: int = 0) -> Iterator[tuple[int, BatchHeader]]:

@@ -61,6 +61,7 @@ POSITION_MAGIC: Final = 16
 POSITION_CRC: Final = 17
 POSITION_ATTRIBUTES: Final = 21  # the first byte that the CRC covers
 POSITION_MAX_TIMESTAMP: Final = 35
+POSITION_PRODUCER: Final = 43  # id i64, epoch i16, base sequence i32
 
 MAGIC_ROWS: Final = 2
 MAGIC_COLUMNS: Final = 67

@@ -126,12 +126,14 @@ def pack_request(
     partition: int = 0,
     leader_epoch: int = -1,
     acks: int = 0,
+    flags: int = 0,
     timeout_ms: int = 0,
 ) -> bytes:
     """The header of a request."""
     return _pack(
-        MAGIC, VERSION, REQUEST, api, 0, correlation, target, topic_id, partition, leader_epoch, acks, 0, 0, timeout_ms
-    )
+        MAGIC, VERSION, REQUEST, api, 0, correlation, target, topic_id, partition, leader_epoch, acks, flags, 0,
+        timeout_ms,
+    )  # fmt: skip
 
 
 def pack_reply(header: Header, error: int = 0) -> bytes:
