@@ -1,4 +1,4 @@
-"""T46, small: every decoder of messages against mutations of valid ones."""
+"""T46: every decoder of messages against mutations of valid ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zbroker.errors import BrokerError, InvalidRequestError, UnsupportedVersionE
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import unpack_header
 
-CASES_EACH = 400
+CASES_EACH = 1_200
 
 
 def mutated(random_: random.Random, body: bytes) -> bytes:
@@ -57,7 +57,7 @@ def test_t46_mutated_messages_raise_only_the_declared_error(seed: int) -> None:
 
 def test_t46_mutated_headers_raise_only_the_declared_errors() -> None:
     random_ = random.Random(3)
-    for case in range(5_000):
+    for case in range(50_000):
         data = mutated(random_, REQUEST_BYTES)
         try:
             unpack_header(data)
