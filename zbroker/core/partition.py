@@ -7,8 +7,9 @@ LEADING takes everything. FULL refuses produce with DiskFullError and serves rea
 with the error that made it so; what is published stays readable. REVOKED takes no event: IllegalTransition.
 
 Invariants, asserted where they could break:
-  - log_start <= high_watermark <= log_end, durable <= log_end; the first three and durable never decrease.
-  - With one copy the high watermark is the log end after each append.
+  - log_start <= high_watermark <= log_end, durable <= log_end; none of the four ever decreases.
+  - With one copy the high watermark is the log end after each append. With several it is the lowest log end of those
+    that are in sync or may be (progress.py), and nothing at or behind it is acknowledged with acks=all or fsync.
   - An offset is given out once: `Write` names log_end, and the next `Write` follows the report of the last.
   - A request is answered once, except acks=0, which is never answered.
   - A batch is published before a waiting reader is woken, and the reader before the producer is answered: an
@@ -16,19 +17,22 @@ Invariants, asserted where they could break:
 
 acks=fsync changes when the producer is answered, not when readers see the batch: holding the high watermark back would
 hold back every other producer's records behind it. All batches appended while a flush is under way share the next one.
+It is answered when the batch is below the high watermark and on the disks of `min_insync_replicas` copies in sync, and
+the election of the leader is on the coordinator's.
+
+A batch that a producer sent before is not written again: it gets the old one's offset, when the old one would have.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, Final
 
 from zbroker.clock import NS_PER_MS
-from zbroker.config.schema import TopicConfig
 from zbroker.core import partition_events as ev
 from zbroker.core.partition_events import Effect, Event
+from zbroker.core.partition_state import PartitionState, Sequences, State, refuse_all
 from zbroker.errors import (
     BrokerError,
     DiskFullError,
@@ -37,10 +41,11 @@ from zbroker.errors import (
     NotEnoughReplicasError,
     NotLeaderForPartitionError,
     OffsetOutOfRangeError,
-    StorageError,
     ThrottlingQuotaExceededError,
     UnknownLeaderEpochError,
 )
+
+__all__ = ["Partition", "Sequences", "State"]
 
 ACKS_NONE: Final = 0
 ACKS_LEADER: Final = 1
@@ -51,61 +56,13 @@ _ACKS_OF_THE_LEADER: Final = (ACKS_LEADER, ACKS_NONE)
 _ACKS_AT_ONCE: Final = (ACKS_LEADER, ACKS_ALL)
 UP_TO_HIGH_WATERMARK: Final = -1
 FLUSH_WAITERS_MAX: Final = 10_000
-_COPIES_IN_SYNC: Final = 1
+COPY_WAITERS_MAX: Final = 10_000
 
 
-class State(Enum):
-    """What the partition takes. See the module."""
-
-    LEADING = "leading"
-    FULL = "full"
-    OFFLINE = "offline"
-    REVOKED = "revoked"
-
-
-class Partition:
+class Partition(PartitionState):
     """See the module. Only `handle` changes it."""
 
-    __slots__ = (
-        "_dirty_since_ns",
-        "_flush_target",
-        "_refusal",
-        "_unflushed",
-        "_waits",
-        "config",
-        "durable",
-        "high_watermark",
-        "leader_epoch",
-        "log_end",
-        "log_start",
-        "state",
-    )
-
-    def __init__(self, leader_epoch: int, log_start: int, log_end: int, durable: int, config: TopicConfig) -> None:
-        assert 0 <= log_start <= log_end, f"{log_start}..{log_end}"
-        assert durable <= log_end
-        self.leader_epoch = leader_epoch
-        self.log_start = log_start
-        self.log_end = log_end
-        self.high_watermark = log_end
-        self.durable = durable
-        self.config = config
-        self.state = State.LEADING
-        self._refusal: BrokerError | None = None
-        self._waits: dict[int, int] = {}
-        self._unflushed: deque[tuple[int, int, object]] = deque()  # (next offset, base offset, request)
-        self._flush_target: int | None = None
-        self._dirty_since_ns: int | None = None
-
-    @property
-    def wait_count(self) -> int:
-        """How many waits are open."""
-        return len(self._waits)
-
-    @property
-    def is_flushing(self) -> bool:
-        """Whether a flush is under way."""
-        return self._flush_target is not None
+    __slots__ = ()
 
     def handle(self, event: Event, now_ns: int) -> list[Effect]:
         """Take an event; give what must be done, in this order. Raises IllegalTransition, with nothing changed."""
@@ -117,6 +74,10 @@ class Partition:
         error = self._refusal or self._objection(event)
         if error is not None:
             return [ev.Refuse(event.request, error)]
+        if event.batch is not None and self._sequences is not None:
+            earlier = self._sequences.judge(event.batch)
+            if earlier is not None:
+                return self._answer_earlier(event, earlier)
         return [ev.Write(event.request, event.acks, self.log_end, self.leader_epoch)]
 
     def _objection(self, event: ev.Produce) -> BrokerError | None:
@@ -128,15 +89,35 @@ class Partition:
         if acks not in ACKS_KNOWN:
             return InvalidRequiredAcksError(f"acks {acks}")
         needed = self.config.min_insync_replicas
-        if needed > _COPIES_IN_SYNC:
-            return NotEnoughReplicasError(f"{_COPIES_IN_SYNC} copy is in sync, min_insync_replicas is {needed}")
+        if needed > self.isr_size:
+            return NotEnoughReplicasError(f"copies in sync: {self.isr_size}; min_insync_replicas is {needed}")
         if acks == ACKS_FSYNC and len(self._unflushed) >= FLUSH_WAITERS_MAX:
             return ThrottlingQuotaExceededError(f"{FLUSH_WAITERS_MAX} batches wait for the disk")
+        if self._progress is not None and len(self._uncopied) >= COPY_WAITERS_MAX:
+            return ThrottlingQuotaExceededError(f"{COPY_WAITERS_MAX} batches wait for other copies")
         return None
+
+    def _answer_earlier(self, event: ev.Produce, earlier: tuple[int, int] | BrokerError) -> list[Effect]:
+        if isinstance(earlier, BrokerError):
+            return [ev.Refuse(event.request, earlier)]
+        base_offset, next_offset = earlier
+        assert next_offset <= self.log_end
+        if event.acks in _ACKS_OF_THE_LEADER:
+            return [ev.Acknowledge(event.request, base_offset)] if event.acks == ACKS_LEADER else []
+        waiting = self._unflushed if event.acks == ACKS_FSYNC else self._uncopied
+        # Behind the first copy of the batch, if that one still waits, and before what was appended later.
+        waiting.insert(bisect_right(waiting, next_offset, key=_next_offset), (next_offset, base_offset, event.request))
+        effects: list[Effect] = []
+        if event.acks == ACKS_FSYNC and self.durable < next_offset:
+            self._begin_flush(effects)
+        self._answer_waiting(effects)
+        return effects
 
     def _appended(self, event: ev.Appended, now_ns: int) -> list[Effect]:
         assert event.base_offset == self.log_end, f"appended at {event.base_offset}, the log ended at {self.log_end}"
         assert event.next_offset > event.base_offset
+        if self._progress is not None:
+            return self._appended_before_others(event, now_ns)
         self.log_end = self.high_watermark = event.next_offset
         effects: list[Effect] = []
         if event.acks == ACKS_FSYNC:
@@ -151,6 +132,30 @@ class Partition:
             effects.append(ev.Acknowledge(event.request, event.base_offset))
         if 0 < self.config.flush_messages <= self.log_end - self.durable:
             self._begin_flush(effects)
+        return effects
+
+    def _appended_before_others(self, event: ev.Appended, now_ns: int) -> list[Effect]:
+        self.log_end = event.next_offset
+        effects: list[Effect] = []
+        flush_to = -1
+        if event.acks == ACKS_FSYNC:
+            self._unflushed.append((event.next_offset, event.base_offset, event.request))
+            self._begin_flush(effects)
+            if self.config.min_insync_replicas > 1:
+                flush_to = event.next_offset
+        elif event.acks == ACKS_ALL:
+            self._uncopied.append((event.next_offset, event.base_offset, event.request))
+        if self._dirty_since_ns is None:
+            self._dirty_since_ns = now_ns
+        has_moved = self._raise_high_watermark(now_ns)
+        effects.append(ev.Publish(self.high_watermark))
+        if event.acks == ACKS_LEADER:
+            effects.append(ev.Acknowledge(event.request, event.base_offset))
+        if has_moved:
+            self._follow_high_watermark(effects)
+        if 0 < self.config.flush_messages <= self.log_end - self.durable:
+            self._begin_flush(effects)
+        effects.append(ev.Tell(flush_to))
         return effects
 
     def _append_failed(self, event: ev.AppendFailed, now_ns: int) -> list[Effect]:
@@ -187,6 +192,8 @@ class Partition:
         effects: list[Effect] = [ev.Restate()]
         if event.request is not None:
             effects.append(ev.AnswerLogStart(event.request, self.log_start))
+        if self._progress is not None:
+            effects.append(ev.Tell())
         return effects
 
     def _flushed(self, event: ev.Flushed, now_ns: int) -> list[Effect]:
@@ -196,19 +203,19 @@ class Partition:
             return []
         effects: list[Effect] = []
         if event.durable > self.durable:
+            shown = self.readable_durable
             self.durable = event.durable
-            effects.append(ev.PublishDurable(event.durable))
+            if self.readable_durable > shown:
+                effects.append(ev.PublishDurable(self.readable_durable))
         self._dirty_since_ns = None if self.durable == self.log_end else now_ns
-        while self._unflushed and self._unflushed[0][0] <= self.durable:
-            _, base_offset, request = self._unflushed.popleft()
-            effects.append(ev.Acknowledge(request, base_offset))
-        if self._unflushed:
+        self._answer_waiting(effects)
+        if self._unflushed and self.durable < self._unflushed[-1][0]:
             self._begin_flush(effects)
         return effects
 
     def _flush_failed(self, event: ev.FlushFailed, now_ns: int) -> list[Effect]:
         self._flush_target = None
-        return self._refuse_unflushed(event.error)
+        return refuse_all(self._unflushed, event.error)
 
     def _rolled(self, event: ev.Rolled, now_ns: int) -> list[Effect]:
         effects: list[Effect] = [ev.Restate()]
@@ -223,6 +230,9 @@ class Partition:
         is_due = flush_ms >= 0 and since_ns is not None and now_ns - since_ns >= flush_ms * NS_PER_MS
         if is_due and self.state is not State.OFFLINE:
             self._begin_flush(effects)
+        if self._progress is not None:
+            self._progress.pass_time(self.log_end, now_ns)
+            self._look_at_copies(effects, now_ns)
         return effects
 
     def _damaged(self, event: ev.Damaged, now_ns: int) -> list[Effect]:
@@ -246,47 +256,61 @@ class Partition:
         if event.leader_epoch <= self.leader_epoch:
             return []
         self.leader_epoch = event.leader_epoch
+        self._is_epoch_durable = event.is_epoch_durable
+        if self._progress is not None:
+            self._progress.begin_epoch(self.log_end)
         return [ev.Restate()]
+
+    def _epoch_durable(self, event: ev.EpochDurable, now_ns: int) -> list[Effect]:
+        effects: list[Effect] = []
+        if event.leader_epoch == self.leader_epoch and self.state is not State.OFFLINE:
+            self._is_epoch_durable = True
+            self._answer_waiting(effects)
+        return effects
+
+    def _copies_changed(self, event: ev.CopiesChanged, now_ns: int) -> list[Effect]:
+        known = self._progress
+        if known is not None and event.copies.partition_epoch <= known.copies.partition_epoch:
+            return []
+        self._use(event.copies, now_ns)
+        return self._copies_moved(now_ns)
+
+    def _follower_at(self, event: ev.FollowerAt, now_ns: int) -> list[Effect]:
+        if self._progress is None or not self._progress.report(event, self.log_end, now_ns):
+            return []
+        return self._copies_moved(now_ns)
+
+    def _follower_lost(self, event: ev.FollowerLost, now_ns: int) -> list[Effect]:
+        if self._progress is None:
+            return []
+        self._progress.lose(event)
+        return self._copies_moved(now_ns)
+
+    def _isr_answered(self, event: ev.IsrAnswered, now_ns: int) -> list[Effect]:
+        if self._progress is None:
+            return []
+        self._progress.answered(event, now_ns)
+        self.isr_size = self._progress.isr_size
+        return self._copies_moved(now_ns)
+
+    def _isr_refused(self, event: ev.IsrRefused, now_ns: int) -> list[Effect]:
+        if self._progress is None:
+            return []
+        self._progress.refused(event, now_ns)
+        return self._copies_moved(now_ns)
 
     def _revoked(self, event: ev.Revoked, now_ns: int) -> list[Effect]:
         effects: list[Effect] = [ev.Retire()]
         if self._waits:
             effects.append(ev.Wake(list(self._waits)))
             self._waits.clear()
-        effects += self._refuse_unflushed(NotLeaderForPartitionError("the partition was moved or deleted"))
+        effects += self._refuse_waiting(NotLeaderForPartitionError("the partition was moved or deleted"))
         self.state = State.REVOKED
         return effects
 
-    def _begin_flush(self, effects: list[Effect]) -> None:
-        if self._flush_target is None:
-            self._flush_target = self.log_end
-            effects.append(ev.Flush())
 
-    def _wake_passed(self, effects: list[Effect]) -> None:
-        high_watermark = self.high_watermark
-        passed = [wait for wait, offset in self._waits.items() if offset < high_watermark]
-        if passed:
-            for wait in passed:
-                del self._waits[wait]
-            effects.append(ev.Wake(passed))
-
-    def _set_full(self, error: DiskFullError) -> None:
-        if self.state is State.LEADING:
-            self.state = State.FULL
-            self._refusal = error
-
-    def _go_offline(self, error: BrokerError) -> list[Effect]:
-        if self.state is State.OFFLINE:
-            return []
-        self.state = State.OFFLINE
-        self._refusal = error if isinstance(error, StorageError) else StorageError(error.message)
-        self._flush_target = None
-        return self._refuse_unflushed(self._refusal)
-
-    def _refuse_unflushed(self, error: BrokerError) -> list[Effect]:
-        refusals: list[Effect] = [ev.Refuse(request, error) for _, _, request in self._unflushed]
-        self._unflushed.clear()
-        return refusals
+def _next_offset(waiting: tuple[int, int, object]) -> int:
+    return waiting[0]
 
 
 _HANDLERS: Final[dict[type[Event], Callable[[Partition, Any, int], list[Effect]]]] = {
@@ -306,5 +330,11 @@ _HANDLERS: Final[dict[type[Event], Callable[[Partition, Any, int], list[Effect]]
     ev.RoomFound: Partition._room_found,
     ev.Reconfigured: Partition._reconfigured,
     ev.EpochRaised: Partition._epoch_raised,
+    ev.EpochDurable: Partition._epoch_durable,
+    ev.CopiesChanged: Partition._copies_changed,
+    ev.FollowerAt: Partition._follower_at,
+    ev.FollowerLost: Partition._follower_lost,
+    ev.IsrAnswered: Partition._isr_answered,
+    ev.IsrRefused: Partition._isr_refused,
     ev.Revoked: Partition._revoked,
 }

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from zbroker.config.schema import TopicConfig
 from zbroker.errors import BrokerError
+from zbroker.record.layout import BatchHeader
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -22,12 +23,29 @@ class Effect(Struct, frozen=True, gc=False):
     """Base of effects."""
 
 
+class Copies(Struct, frozen=True, gc=False):
+    """The copies of a partition as the metadata log has them, by their permanent numbers.
+
+    `all` are those that exist, `isr` those in sync, `elr` those that may lead although they are not. `partition_epoch`
+    is the version of all three.
+    """
+
+    all: tuple[int, ...]
+    isr: tuple[int, ...]
+    elr: tuple[int, ...] = ()
+    partition_epoch: int = 0
+
+
 class Produce(Event, frozen=True, gc=False):
-    """A batch that passed every check of its own bytes."""
+    """A batch that passed every check of its own bytes.
+
+    `batch` is its header if it has a producer id and the partition is to tell whether it has it already, else None.
+    """
 
     request: Any
     acks: int
     leader_epoch: int
+    batch: BatchHeader | None = None
 
 
 class Appended(Event, frozen=True, gc=False):
@@ -114,9 +132,58 @@ class Reconfigured(Event, frozen=True, gc=False):
 
 
 class EpochRaised(Event, frozen=True, gc=False):
-    """The coordinator elected this same leader again, with a higher epoch."""
+    """The coordinator elected this same leader again, with a higher epoch. `CopiesChanged` follows if there are more
+    copies than this one; `is_epoch_durable` as there."""
 
     leader_epoch: int
+    is_epoch_durable: bool = True
+
+
+class EpochDurable(Event, frozen=True, gc=False):
+    """The election of this epoch is on the coordinator's disk: acks=fsync may be answered. Other epochs are ignored."""
+
+    leader_epoch: int
+
+
+class CopiesChanged(Event, frozen=True, gc=False):
+    """News from the coordinator. A version that is not above the known one is ignored."""
+
+    copies: Copies
+
+
+class FollowerAt(Event, frozen=True, gc=False):
+    """A follower, of this incarnation of its process, has everything before `log_end`, on its disk before `durable`.
+
+    Comes when it subscribes and whenever it has copied; the same once more is worth telling, since it shows that the
+    follower lives. Both may be lower than before: the copy was cut, or lost what was not on the disk.
+    """
+
+    copy_id: int
+    incarnation: int
+    log_end: int
+    durable: int
+
+
+class FollowerLost(Event, frozen=True, gc=False):
+    """No session with this follower any more. It stays in sync until the coordinator or the clock says otherwise."""
+
+    copy_id: int
+    incarnation: int
+
+
+class IsrAnswered(Event, frozen=True, gc=False):
+    """`ProposeIsr` was accepted: this holds from now on."""
+
+    partition_epoch: int
+    isr: tuple[int, ...]
+    elr: tuple[int, ...]
+
+
+class IsrRefused(Event, frozen=True, gc=False):
+    """`ProposeIsr` of this version was answered with an error, or with nothing in time (a retriable error)."""
+
+    partition_epoch: int
+    error: BrokerError
 
 
 class Revoked(Event, frozen=True, gc=False):
@@ -124,7 +191,8 @@ class Revoked(Event, frozen=True, gc=False):
 
 
 class Write(Effect, frozen=True, gc=False):
-    """Stamp and append the request's batch, then report `Appended` or `AppendFailed` before anything else."""
+    """Stamp and append the request's batch, note it in the producers' state, then report `Appended` or `AppendFailed`
+    before anything else."""
 
     request: Any
     acks: int
@@ -136,6 +204,27 @@ class Flush(Effect, frozen=True, gc=False):
     """Begin to bring the log to the disk; report `Flushed` or `Damaged` later. At most one is under way."""
 
 
+class Tell(Effect, frozen=True, gc=False):
+    """Followers have something to fetch or to know: log end, high watermark or log start have moved, or `flush_to` is
+    above what they were asked to bring to their disks (-1: nothing). To be sent at the end of the turn: many are as
+    good as the last with the highest `flush_to`."""
+
+    flush_to: int = -1
+
+
+class ProposeIsr(Effect, frozen=True, gc=False):
+    """Ask the coordinator for this ISR (AlterIsr); report `IsrAnswered`, or `IsrRefused` with whatever went wrong.
+
+    At most one is under way. The same may come again after an answer was missed: the coordinator answers what holds
+    already with success. `incarnations` names, for each of `isr`, the process that reported its log end (0: our own).
+    """
+
+    leader_epoch: int
+    partition_epoch: int
+    isr: tuple[int, ...]
+    incarnations: tuple[int, ...]
+
+
 class Publish(Effect, frozen=True, gc=False):
     """Show log end and high watermark to every reader."""
 
@@ -143,7 +232,7 @@ class Publish(Effect, frozen=True, gc=False):
 
 
 class PublishDurable(Effect, frozen=True, gc=False):
-    """Show how far the log is on the disk."""
+    """Show how far the log is on the disk of this copy, and below the high watermark."""
 
     durable: int
 
