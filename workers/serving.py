@@ -43,6 +43,7 @@ from zbroker.workers.request import Request, Route
 from zbroker.workers.waits import PARTITIONS_MAX, Wait, Waits, Watched
 
 WAIT_MS_MAX: Final = 300_000
+DURABLE_LOOK_MS: Final = 10
 _NOT_HERE: Final = NotLeaderForPartitionError.code
 
 Leaders = Mapping[tuple[int, int], Leader]
@@ -85,6 +86,9 @@ class Serving:
             self._answer_fetch(request, found)
             return
         watched = [(self._leaders[p.topic_id, p.partition], p.offset) for p in wanted.partitions]
+        wait_ms = wanted.max_wait_ms
+        if wanted.is_durable_only and any(leader.high_watermark > offset for leader, offset in watched):
+            wait_ms = min(wait_ms, DURABLE_LOOK_MS)  # a wait ends by an append, and these records come by a sync
         goal_bytes = _appended(watched) + wanted.min_bytes - found.size_bytes
 
         def wake(wait: Wait) -> bool:
@@ -93,7 +97,7 @@ class Serving:
             self._answer_fetch(request, self._read(wanted))
             return True
 
-        deadline_ns = self._deadline_ns(wanted.max_wait_ms)
+        deadline_ns = self._deadline_ns(wait_ms)
         # What is below the high watermark now was read and is not enough: only what comes after it is waited for.
         news = [(leader, leader.high_watermark) for leader, _ in watched]
         self._waits.open(news, deadline_ns, wake, lambda _: self._answer_fetch(request, self._read(wanted)))
@@ -186,7 +190,10 @@ class Serving:
                 answers.append(FetchedPartition(one.topic_id, one.partition, _NOT_HERE, -1, -1, 0))
                 has_error = True
                 continue
-            error, chunk = _read_one(leader, one, room_bytes - size_bytes, is_first=not chunks)
+            upper = (
+                min(leader.high_watermark, leader.log.durable_end) if wanted.is_durable_only else leader.high_watermark
+            )
+            error, chunk = _read_one(leader, one, upper, room_bytes - size_bytes, is_first=not chunks)
             if chunk:
                 chunks.append(chunk)
                 size_bytes += len(chunk)
@@ -214,18 +221,21 @@ def _body(request: Request) -> bytes | bytearray | memoryview:
     return request.body[0]
 
 
-def _read_one(leader: Leader, wanted: FetchPartition, room_bytes: int, *, is_first: bool) -> tuple[int, bytes]:
-    """(error, whole batches). Only the first answer of a fetch may be larger than the room: it would never fit else."""
+def _read_one(
+    leader: Leader, wanted: FetchPartition, upper: int, room_bytes: int, *, is_first: bool
+) -> tuple[int, bytes]:
+    """(error, whole batches before `upper`). Only the first answer of a fetch may be larger than the room: it would
+    never fit else."""
     high_watermark = leader.high_watermark
     leader.note_reader(wanted.offset)
     if not leader.log.log_start <= wanted.offset <= high_watermark:
         return OffsetOutOfRangeError.code, b""
     if not wanted.max_bytes:
         return 0, b""  # a reader of the files only says how far it is
-    if wanted.offset == high_watermark or (room_bytes <= 0 and not is_first):
+    if wanted.offset >= upper or (room_bytes <= 0 and not is_first):
         return 0, b""
     try:
-        chunk = leader.log.read(wanted.offset, max(1, min(wanted.max_bytes, room_bytes)), high_watermark)
+        chunk = leader.log.read(wanted.offset, max(1, min(wanted.max_bytes, room_bytes)), upper)
     except BrokerError as error:
         return error.code, b""
     return 0, chunk if is_first or len(chunk) <= room_bytes else b""

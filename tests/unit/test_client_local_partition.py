@@ -58,12 +58,13 @@ class Host:
         number, directory = ids.worker_number(0), str(self.writer.directory)
         return PartitionInfo(0, number, epoch, ids.own_incarnation(), [1], [1], [], directory, self.slot)
 
-    def open(self, info: PartitionInfo | None = None) -> LocalPartition:
+    def open(self, info: PartitionInfo | None = None, *, is_durable_only: bool = False) -> LocalPartition:
         board = self.boards.process_board(str(self.worker.path))
         assert board is not None
         coordinator = self.boards.coordinator_board(str(self.coordinator.path))
         return LocalPartition(
-            TP, TOPIC_ID, info or self.info(), board, coordinator, Mappings(), Decoding().maker(*TP)
+            TP, TOPIC_ID, info or self.info(), board, coordinator, Mappings(), Decoding().maker(*TP),
+            is_durable_only=is_durable_only,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -177,3 +178,43 @@ def test_boards_are_mapped_once_and_unmapped_when_nobody_reads_them(host: Host) 
     assert host.boards.process_board(path) is not first
     assert host.boards.process_board(path + "x") is None
     assert host.boards.coordinator_board("/nonexistent") is None
+
+
+def test_read_durable_gives_out_nothing_behind_the_durable_offset_of_the_board(host: Host) -> None:
+    one, other = host.open(is_durable_only=True), host.open()
+    host.writer.fill(3)
+    host.publish()
+    assert one.high_watermark() == 9
+    assert not one.has_more(0)
+    assert one.read(0, 1 << 20) == []
+    assert one.held_back(0) == 9, "what is awaited comes by a sync, not by an append"
+    assert (one.bytes_ahead(0), other.held_back(0)) == (0, 0)
+    host.cell.durable(6)
+    assert one.has_more(0)
+    assert one.held_back(0) == 0
+    assert [batch.base_offset for batch in one.read(0, 1 << 20)] == [0, 3]
+    assert not one.has_more(6)
+    assert one.read(6, 1 << 20) == []
+    assert one.range() == (0, 9), "both isolation levels end at the high watermark"
+    assert [batch.base_offset for batch in other.read(0, 1 << 20)] == [0, 3, 6]
+    host.cell.durable(9)
+    assert [batch.base_offset for batch in one.read(6, 1 << 20)] == [6]
+    assert (one.has_more(9), one.held_back(9)) == (False, 0)
+
+
+def test_read_durable_does_not_step_back_when_the_next_leader_has_synced_less(host: Host) -> None:
+    host.writer.fill(3)
+    host.publish()
+    host.cell.durable(3)
+    one = host.open(is_durable_only=True)
+    assert one.read(6, 1 << 20) == [], "an offset that is read and not synced here is waited for, and no error"
+    with pytest.raises(OffsetOutOfRangeError):
+        one.read(10, 1 << 20)
+
+
+def test_a_board_of_an_older_epoch_than_the_metadata_is_not_followed(host: Host) -> None:
+    with pytest.raises(LookupError):
+        host.open(host.info(EPOCH + 1))
+    host.publish(epoch=EPOCH + 1)
+    host.open(host.info(EPOCH + 1))
+    host.open(host.info(EPOCH))

@@ -138,6 +138,9 @@ class FakeSource:
     def high_watermark(self) -> int:
         return self.end
 
+    def held_back(self, offset: int) -> int:
+        return 0
+
     def has_more(self, offset: int) -> bool:
         return offset != self.end
 

@@ -37,6 +37,7 @@ class Fetcher:
         self._subscription = subscription
         self._decoding = Decoding(settings.check_crcs, settings.key_deserializer, settings.value_deserializer)
         self._is_local = connection.shared_memory
+        self._is_durable_only = settings.isolation_level == "read_durable"
         self._min_bytes = settings.fetch_min_bytes if self._is_local else 1
         self._boards = Boards()
         self._mappings = Mappings()
@@ -264,7 +265,9 @@ class Fetcher:
         coordinator = self._boards.coordinator_board(view.coordinator_board)
         make = self._decoding.maker(*one.tp)
         try:
-            fresh = LocalPartition(one.tp, topic_id, info, board, coordinator, self._mappings, make)
+            fresh = LocalPartition(
+                one.tp, topic_id, info, board, coordinator, self._mappings, make, is_durable_only=self._is_durable_only
+            )
         except LookupError:
             return False
         self._mappings.forget(info.directory)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from zbroker.client.batch_run import MakeBatch
-from zbroker.client.mapped_log import MappedLog, Mappings, SegmentMissingError
+from zbroker.client.mapped_log import Frontier, MappedLog, Mappings, SegmentMissingError
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, OffsetOutOfRangeError, StorageError
 from zbroker.ids import TopicPartition
@@ -84,12 +84,13 @@ class LocalPartition:
 
     def __init__(
         self, tp: TopicPartition, topic_id: int, info: PartitionInfo, board: BoardReader,
-        coordinator: CoordinatorBoardReader | None, mappings: Mappings, make: MakeBatch,
+        coordinator: CoordinatorBoardReader | None, mappings: Mappings, make: MakeBatch, *,
+        is_durable_only: bool = False,
     ) -> None:  # fmt: skip
-        """Raises LookupError while the board does not show this partition as led."""
+        """Raises LookupError while the board does not show this partition as led, in this epoch or a later one."""
         cell = board.partition_cell(topic_id, info.partition)
         view = cell.view() if cell is not None else None
-        if cell is None or view is None or view.state is not CellState.LEADING:
+        if cell is None or view is None or view.state is not CellState.LEADING or view.leader_epoch < info.leader_epoch:
             raise LookupError(f"{tp} is not on {board.path}")
         self.tp, self.topic_id, self.info = tp, topic_id, info
         self.leader = info.leader
@@ -98,6 +99,7 @@ class LocalPartition:
         self._cell = cell
         self._words = board.words
         self._log_start_at = cell.at + layout.P_LOG_START
+        self._durable_at = cell.at + layout.P_DURABLE
         self.coordinator_path = str(coordinator.path) if coordinator is not None else ""
         self._coordinator = coordinator
         self._leader_cell: LeaderCellReader | None = None
@@ -108,17 +110,27 @@ class LocalPartition:
         self._missing_since_ns = 0
         self._is_lost = False
         self.high_watermark = cell.high_watermark
+        self._is_durable_only = is_durable_only
 
     def has_more(self, offset: int) -> bool:
         """Whether `read` would have something to do or to say: one load. Not when the cell is known to be another's."""
+        if self._is_durable_only and self.held_back(offset):
+            return False
         return self.high_watermark() != offset and not self._is_lost
+
+    def held_back(self, offset: int) -> int:
+        """The high watermark, when there are records at `offset` and they are not to be read before they are synced."""
+        if not self._is_durable_only:
+            return 0
+        high_watermark = self.high_watermark()
+        return high_watermark if self._words[self._durable_at] <= offset < high_watermark else 0
 
     def read(self, offset: int, max_bytes: int) -> list[RecordBatch]:
         """Batches from the one that contains `offset`; none when there is nothing new.
 
         Raises OffsetOutOfRangeError, CorruptRecordError, StorageError.
         """
-        frontier = self._cell.frontier()
+        frontier = self._frontier()
         if frontier is None:
             self._is_lost = True
             return []
@@ -134,9 +146,19 @@ class LocalPartition:
         self._missing_since_ns = 0
         return batches
 
+    def _frontier(self) -> Frontier | None:
+        """How far this reader may read: what the cell says of one instant, None when it is not this partition's."""
+        if not self._is_durable_only:
+            return self._cell.frontier()
+        view = self._cell.view()
+        if view is None:
+            return None
+        # The position is the high watermark's; it bounds the mapping only, and offsets bound what is given out.
+        return min(view.durable, view.high_watermark), view.segment_base, view.position
+
     def bytes_ahead(self, offset: int) -> int | None:
         """Bytes that can be read from `offset` on; None: many."""
-        frontier = self._cell.frontier()
+        frontier = self._frontier()
         try:
             return 0 if frontier is None else self._log.bytes_ahead(offset, frontier)
         except SegmentMissingError:

@@ -229,7 +229,7 @@ class MappedLog:
         path = os.path.join(self._directory, segment_name(self._base, INDEX))
         try:
             with open(path, "rb") as file:
-                data = file.read(INDEX_BYTES_MAX)
+                data = file.read(min(os.fstat(file.fileno()).st_size, INDEX_BYTES_MAX))
         except OSError:
             return 0
         words = array("I", data[: len(data) // INDEX_ENTRY.size * INDEX_ENTRY.size])

@@ -78,6 +78,10 @@ class RemotePartition:
         """Whether `read` would have something to do: always, since asking is doing."""
         return True
 
+    def held_back(self, offset: int) -> int:
+        """Not known here: the worker holds them back."""
+        return 0
+
     def read(self, offset: int, max_bytes: int) -> list[RecordBatch]:
         """The batches that came for `offset`; none while they are on their way, and then they are asked for."""
         batches, self.batches = self.batches, []
@@ -184,7 +188,8 @@ class RemoteFetch:
             asked.append((one, one.asked))
             wanted.append(FetchPartition(one.topic_id, one.tp.partition, one.asked, settings.max_partition_fetch_bytes))
         wait_ms = settings.fetch_max_wait_ms
-        request = FetchRequest(wait_ms, settings.fetch_min_bytes, settings.fetch_max_bytes, wanted)
+        is_durable_only = settings.isolation_level == "read_durable"
+        request = FetchRequest(wait_ms, settings.fetch_min_bytes, settings.fetch_max_bytes, wanted, is_durable_only)
         correlations: list[int] = []
 
         def take(error: int, body: list[Any]) -> None:

@@ -21,6 +21,7 @@ PositiveMs = Annotated[int, Meta(ge=1, le=TIME_MS_MAX)]
 Positive = Annotated[int, Meta(ge=1)]
 
 ACKS = {"0": 0, "1": 1, "-1": -1, "all": -1, "fsync": 2}
+IDEMPOTENT_IN_FLIGHT_MAX = 5  # the batches of a producer that a leader remembers
 PARTITIONERS = ("mmh3", "murmur2_random", "round_robin", "sticky")
 
 
@@ -39,6 +40,8 @@ class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     """Settings of a Producer. zbroker's own defaults: linger_ms 0, batch_size 64 KiB, partitioner mmh3."""
 
     acks: int | str = "all"
+    enable_idempotence: bool = False
+    transactional_id: str | None = None
     retries: Annotated[int, Meta(ge=0)] = 2**31 - 1
     delivery_timeout_ms: PositiveMs = 120_000
     linger_ms: Annotated[float, Meta(ge=0, le=TIME_MS_MAX)] = 0.0
@@ -65,6 +68,7 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     fetch_max_wait_ms: Milliseconds = 500
     max_partition_fetch_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
     check_crcs: bool = True
+    isolation_level: Literal["read_uncommitted", "read_durable"] = "read_uncommitted"
     consumer_timeout_ms: int | None = None
     key_deserializer: Callable[[bytes], Any] | None = None
     value_deserializer: Callable[[bytes], Any] | None = None
@@ -117,11 +121,11 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
     for name, call in callables.items():
         setattr(settings, name, call)
     if isinstance(settings, ProducerSettings):
-        _check_producer(settings)
+        _check_producer(settings, "enable_idempotence" in merged)
     return settings
 
 
-def _check_producer(settings: ProducerSettings) -> None:
+def _check_producer(settings: ProducerSettings, is_idempotence_asked: bool) -> None:
     acks = ACKS.get(str(settings.acks))
     if acks is None:
         raise ConfigError(f"acks: {settings.acks!r} is not one of 0, 1, 'all', 'fsync'")
@@ -130,5 +134,14 @@ def _check_producer(settings: ProducerSettings) -> None:
         raise ConfigError(
             f"partitioner: {settings.partitioner!r} is not one of {', '.join(PARTITIONERS)} or a callable"
         )
+    if settings.acks == 0 or settings.max_in_flight_requests_per_connection > IDEMPOTENT_IN_FLIGHT_MAX:
+        if (settings.enable_idempotence and is_idempotence_asked) or settings.transactional_id:
+            raise ConfigError(
+                "enable_idempotence and transactional_id need acks=1, 'all' or 'fsync', and "
+                f"max_in_flight_requests_per_connection of at most {IDEMPOTENT_IN_FLIGHT_MAX}"
+            )
+        settings.enable_idempotence = False
+    if settings.transactional_id and not settings.enable_idempotence:
+        raise ConfigError("transactional_id: needs enable_idempotence")
     if settings.max_request_size > settings.buffer_memory:
         raise ConfigError("max_request_size is above buffer_memory: one request would never fit")

@@ -22,7 +22,7 @@ from zbroker.wire.layout import WAITED, Api
 from zbroker.wire.messages import FetchPartition, FetchRequest
 
 SPIN_NS: Final = 50_000
-LOOK_MS: Final = 5  # between two looks at the boards where a wait cannot be left
+LOOK_MS: Final = 5  # between two looks at the boards where a wait cannot be left, or would not say what is awaited
 REFUSED_NS: Final = 20 * NS_PER_MS  # after a worker refused a wait
 TELL_NS: Final = 1_000 * NS_PER_MS  # a reader that is never at the end says this often where it is
 WAITED_MAX: Final = 1_500  # partitions of one wait: they fit into a consumer's lane
@@ -137,6 +137,8 @@ class Sleep:
         for leader in self._waits.keys() - by_leader.keys():
             self._connection.forget(self._waits.pop(leader).correlation)
         safe_ms = float(self._wait_ms)
+        if any(_held_back(one) for one in watched):
+            safe_ms = LOOK_MS
         for leader, group in by_leader.items():
             if len(group) > WAITED_MAX or not self._leave(leader, group[:WAITED_MAX]):
                 safe_ms = LOOK_MS
@@ -145,7 +147,10 @@ class Sleep:
     def _leave(self, leader: int, group: Sequence[Assigned]) -> bool:
         """Leave a wait with one worker, unless it has the same already. False: it takes none."""
         pack = WAITED.pack
-        body = b"".join([pack(one.topic_id, one.tp.partition, one.awaited) for one in group])
+        awaited = [max(one.awaited, _held_back(one)) for one in group]
+        body = b"".join(
+            [pack(one.topic_id, one.tp.partition, offset) for one, offset in zip(group, awaited, strict=True)]
+        )
         wait = self._waits.get(leader)
         connection = self._connection
         if wait is not None:
@@ -176,6 +181,14 @@ class Sleep:
 def _watched(partitions: Sequence[Assigned]) -> list[Assigned]:
     """Those whose files are read here."""
     return [one for one in partitions if one.source is not None and one.source.is_local and one.offset is not None]
+
+
+def _held_back(one: Assigned) -> int:
+    """Where it is not 0, records come by a sync: the board has to be looked at, and the wait, which an append ends, is
+    for what follows them."""
+    assert one.source is not None
+    assert one.offset is not None
+    return one.source.held_back(one.offset)
 
 
 def _by_leader(watched: Sequence[Assigned]) -> dict[int, list[Assigned]]:

@@ -48,6 +48,9 @@ class Source(Protocol):
     def has_more(self, offset: int) -> bool:
         """Whether `read` is worth calling."""
 
+    def held_back(self, offset: int) -> int:
+        """The high watermark, when there are records at `offset` that this reader may not see yet; else 0."""
+
     def read(self, offset: int, max_bytes: int) -> list[RecordBatch]:
         """Batches from the one that contains `offset`."""
 
