@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.consuming import WAYS, broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
+from tests.consuming import WAYS, broker_with_tcp, fill, make_topic, numbers, read_values
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
 from zbroker.errors import ConfigError
@@ -19,11 +19,6 @@ def served() -> Iterator[tuple[Broker, str]]:
     broker, address = broker_with_tcp(workers=1)
     with broker:
         yield broker, address
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, served: tuple[Broker, str]) -> dict[str, Any]:
-    return settings_for(request.param, *served)
 
 
 def test_records_are_held_back_until_they_are_synced(way: dict[str, Any], request: pytest.FixtureRequest) -> None:

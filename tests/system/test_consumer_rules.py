@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conditions import wait_until
-from tests.consuming import WAYS, broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
+from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker.client.consumer import Consumer
 from zbroker.errors import (
     BrokerNotAvailableError,
@@ -35,11 +36,6 @@ def served() -> Iterator[tuple[Broker, str]]:
         make_topic(settings_for("shm", broker, address), "full", 1)
         fill(settings_for("shm", broker, address), "full", numbers(100))
         yield broker, address
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, served: tuple[Broker, str]) -> dict[str, Any]:
-    return settings_for(request.param, *served)
 
 
 class Asleep:
@@ -145,6 +141,11 @@ def test_pickling_is_refused(consumer: Consumer[Any, Any]) -> None:
         pickle.dumps(consumer)
 
 
+def is_asleep(pid: int) -> bool:
+    """Whether a process sleeps in a system call."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 _WAITER = """
 import sys
 from zbroker.client.consumer import Consumer
@@ -171,7 +172,8 @@ def test_ctrl_c_ends_any_wait_and_leaves_a_usable_consumer(way: dict[str, Any], 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.1)  # into the wait; an interrupt that comes before it must end it as well
+        # An interrupt that comes before the wait must end it as well, so what it sleeps in need not be known.
+        wait_until(lambda: is_asleep(process.pid), what="the wait")
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=20)
     assert (out, errors) == ("interrupted\n{}\n", "")

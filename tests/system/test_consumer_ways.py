@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conditions import wait_until
-from tests.consuming import WAYS, broker_with_tcp, fill, make_topic, numbers, read_records, read_values, settings_for
+from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_records, read_values
 from zbroker.client.admin import AdminClient
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
@@ -30,18 +30,6 @@ def served() -> Iterator[tuple[Broker, str]]:
     broker, address = broker_with_tcp(segment_bytes=65_536, max_message_bytes=60_000, file_delete_delay_ms=0)
     with broker:
         yield broker, address
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, served: tuple[Broker, str]) -> dict[str, Any]:
-    return settings_for(request.param, *served)
-
-
-@pytest.fixture
-def topic(way: dict[str, Any], request: pytest.FixtureRequest) -> str:
-    name = re.sub(r"[^a-zA-Z0-9]", "-", request.node.name)
-    make_topic(way, name, 3)
-    return name
 
 
 def test_iteration_gives_every_record_of_every_partition_once_and_in_order(way: dict[str, Any], topic: str) -> None:

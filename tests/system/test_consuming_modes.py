@@ -4,7 +4,6 @@ the unit of."""
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conditions import wait_until
-from tests.consuming import WAYS, broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
+from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker.client.admin import AdminClient
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
@@ -25,18 +24,6 @@ def served() -> Iterator[tuple[Broker, str]]:
     broker, address = broker_with_tcp(workers=2)
     with broker:
         yield broker, address
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, served: tuple[Broker, str]) -> dict[str, Any]:
-    return settings_for(request.param, *served)
-
-
-@pytest.fixture
-def topic(way: dict[str, Any], request: pytest.FixtureRequest) -> str:
-    name = re.sub(r"[^a-zA-Z0-9]", "-", request.node.name)
-    make_topic(way, name, 3)
-    return name
 
 
 def test_publish_and_subscribe_every_consumer_gets_every_record_also_one_that_comes_later(
