@@ -1,7 +1,7 @@
 """What can happen to a partition that is followed here, and what its state machine wants done about it.
 
 Events go into `Follower.handle`, effects come out of it, in the order in which they must be done. Every message of the
-leader carries its epoch: those of another epoch than the granted one are dropped.
+leader carries its epoch, and the number that our SUBSCRIBE had: those of others than the newest are dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from zbroker.config.schema import TopicConfig
 from zbroker.errors import BrokerError
 
 
@@ -35,6 +36,7 @@ class Accepted(Event, frozen=True, gc=False):
     """The leader's `Accept`: what we have is a beginning of its log."""
 
     leader_epoch: int
+    subscription: int
     log_start: int
     high_watermark: int
 
@@ -43,22 +45,24 @@ class Diverged(Event, frozen=True, gc=False):
     """The leader's `Diverge`: its largest epoch not above our last is `epoch`, and ends at `end_offset`."""
 
     leader_epoch: int
+    subscription: int
     epoch: int
     end_offset: int
 
 
 class MustBeginAnew(Event, frozen=True, gc=False):
-    """The leader's `BeginAnew`: nothing we have is of use; its log begins at `log_start`, in a batch at `offset`."""
+    """The leader's `BeginAnew`: nothing that we have is of use; its log begins with the batch at `offset`."""
 
     leader_epoch: int
+    subscription: int
     offset: int
-    log_start: int
 
 
 class Rejected(Event, frozen=True, gc=False):
     """The leader's `Reject`."""
 
     leader_epoch: int
+    subscription: int
     error: BrokerError
 
 
@@ -69,6 +73,7 @@ class Entry(Event, frozen=True, gc=False):
     """
 
     leader_epoch: int
+    subscription: int
     start_offset: int
     end_offset: int
     high_watermark: int
@@ -104,7 +109,7 @@ class Trimmed(Event, frozen=True, gc=False):
 
 
 class Flushed(Event, frozen=True, gc=False):
-    """Everything before `durable` is on the disk, by our `Flush` or by whatever else brought it there."""
+    """`Flush` was done: everything before `durable` is on the disk."""
 
     durable: int
 
@@ -113,6 +118,16 @@ class FlushFailed(Event, frozen=True, gc=False):
     """A flush could not begin, and the copy is sound."""
 
     error: BrokerError
+
+
+class Rolled(Event, frozen=True, gc=False):
+    """The log began another segment: the one before is complete."""
+
+
+class Reconfigured(Event, frozen=True, gc=False):
+    """The topic's settings are now these."""
+
+    config: TopicConfig
 
 
 class FoundDamaged(Event, frozen=True, gc=False):
@@ -140,9 +155,13 @@ class Tick(Event, frozen=True, gc=False):
 
 
 class Subscribe(Effect, frozen=True, gc=False):
-    """Send SUBSCRIBE to the leader of `leader_epoch`. It may be lost: it comes again after a while."""
+    """Send SUBSCRIBE to the leader of `leader_epoch`. It may be lost: it comes again, with another number.
+
+    `subscription` (u64) is higher than every one before from this process, whatever copy it was for.
+    """
 
     leader_epoch: int
+    subscription: int
     last_epoch: int
     log_end: int
     durable: int
@@ -160,16 +179,16 @@ class Copy(Effect, frozen=True, gc=False):
 
 
 class Truncate(Effect, frozen=True, gc=False):
-    """Cut the log at `offset`, then report `Cut` or `Failed`. Until then there is no other effect than these."""
+    """Cut the log at `offset`, or at the base of the batch that it lies in; then report `Cut` or `Failed` before
+    anything else."""
 
     offset: int
 
 
 class StartAnew(Effect, frozen=True, gc=False):
-    """Drop everything, begin empty at `offset`, let go of what lies below `log_start`; then as with `Truncate`."""
+    """Drop everything and begin empty at `offset`; then report `Cut` or `Failed` before anything else."""
 
     offset: int
-    log_start: int
 
 
 class Flush(Effect, frozen=True, gc=False):
@@ -177,7 +196,8 @@ class Flush(Effect, frozen=True, gc=False):
 
 
 class Trim(Effect, frozen=True, gc=False):
-    """Let the log begin at `offset`, which is not above our log end, or before; report `Trimmed` or `Failed`."""
+    """Let the log begin at `offset`, which is not above our log end, or before; report `Trimmed` or `Failed`
+    before anything else."""
 
     offset: int
 
@@ -186,6 +206,7 @@ class Confirm(Effect, frozen=True, gc=False):
     """Send COPIED to the leader, at the end of the turn: many are as good as the last."""
 
     leader_epoch: int
+    subscription: int
     log_end: int
     durable: int
 

@@ -203,10 +203,8 @@ class Partition(PartitionState):
             return []
         effects: list[Effect] = []
         if event.durable > self.durable:
-            shown = self.readable_durable
             self.durable = event.durable
-            if self.readable_durable > shown:
-                effects.append(ev.PublishDurable(self.readable_durable))
+            effects.append(ev.PublishDurable(event.durable))
         self._dirty_since_ns = None if self.durable == self.log_end else now_ns
         self._answer_waiting(effects)
         if self._unflushed and self.durable < self._unflushed[-1][0]:

@@ -232,7 +232,7 @@ class Publish(Effect, frozen=True, gc=False):
 
 
 class PublishDurable(Effect, frozen=True, gc=False):
-    """Show how far the log is on the disk of this copy, and below the high watermark."""
+    """Show how far the log is on the disk of this copy; it may be above the high watermark."""
 
     durable: int
 

@@ -126,11 +126,6 @@ class PartitionState:
         """How far the other copies are, to be read; None when there are none."""
         return self._progress
 
-    @property
-    def readable_durable(self) -> int:
-        """What read_durable may show: on the disk of this copy, and below the high watermark."""
-        return min(self.durable, self.high_watermark)
-
     def _begin_flush(self, effects: list[Effect]) -> None:
         if self._flush_target is None:
             self._flush_target = self.log_end

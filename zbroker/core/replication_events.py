@@ -1,7 +1,8 @@
 """What can happen to the streams from a led partition to its followers, and what their state machine wants done.
 
 Events go into `Replication.handle`, effects come out of it, in the order in which they must be done. `session` is the
-caller's own: whatever it needs to send something to that follower; a new connection or subscription is a new session.
+caller's own: whatever it needs to send something to that follower. `subscription` is the number that the follower gave
+to its SUBSCRIBE, and which all messages about it carry, both ways: what belongs to an older one is dropped.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Subscribed(Event, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     incarnation: int
     leader_epoch: int
     last_epoch: int
@@ -42,6 +44,7 @@ class Copied(Event, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     leader_epoch: int
     log_end: int
     durable: int
@@ -61,6 +64,7 @@ class Sent(Event, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     end_offset: int
     size_bytes: int
 
@@ -70,6 +74,7 @@ class NotSent(Event, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
 
 
 class SessionLost(Event, frozen=True, gc=False):
@@ -100,6 +105,7 @@ class Accept(Effect, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     leader_epoch: int
     log_start: int
     high_watermark: int
@@ -111,6 +117,7 @@ class Diverge(Effect, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     leader_epoch: int
     epoch: int
     end_offset: int
@@ -118,14 +125,13 @@ class Diverge(Effect, frozen=True, gc=False):
 
 class BeginAnew(Effect, frozen=True, gc=False):
     """Answer SUBSCRIBE: the follower's log ends below the beginning of ours, or has nothing in common with it. It drops
-    everything, begins at `offset`, which is the base of a batch, lets go of what lies below `log_start`, and subscribes
-    again."""
+    everything, begins at `offset`, which is the base of the batch that our log start lies in, and subscribes again."""
 
     session: Hashable
     copy_id: int
+    subscription: int
     leader_epoch: int
     offset: int
-    log_start: int
 
 
 class Reject(Effect, frozen=True, gc=False):
@@ -135,6 +141,7 @@ class Reject(Effect, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     leader_epoch: int
     error: BrokerError
 
@@ -146,6 +153,7 @@ class Send(Effect, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     leader_epoch: int
     start_offset: int
     log_end: int
@@ -161,6 +169,7 @@ class SendNews(Effect, frozen=True, gc=False):
 
     session: Hashable
     copy_id: int
+    subscription: int
     leader_epoch: int
     high_watermark: int
     log_start: int
