@@ -13,6 +13,7 @@ from zbroker.client.batches import Batch
 from zbroker.client.partition_queue import PartitionQueue, Sent
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import (
+    BrokerError,
     InvalidRecordError,
     MessageSizeTooLargeError,
     NotLeaderForPartitionError,
@@ -31,6 +32,7 @@ class ScriptedSending:
         self.lock = threading.RLock()
         self.acks, self.retries, self.max_in_flight = acks, retries, max_in_flight
         self.backoff_max_ms = 100
+        self.is_idempotent = False
         self.compression = "none"
         self.compression_level: int | None = None
         self.sent: list[Batch] = []
@@ -49,6 +51,9 @@ class ScriptedSending:
         if self.outcome is Sent.YES:
             self.sent.append(batch)
         return self.outcome
+
+    def fence(self, error: BrokerError) -> list[Callable[[], None]]:
+        raise AssertionError("nothing is numbered here")
 
     def defer(self, calls: list[Callable[[], None]]) -> None:
         self.deferred += calls
@@ -185,14 +190,14 @@ def test_a_record_that_is_no_bytes_fails_its_batch_and_holds_up_nobody() -> None
     assert sending.used_bytes == 0
 
 
-def test_the_back_off_doubles_up_to_its_bound_and_begins_anew_after_a_success() -> None:
+def test_the_back_off_grows_up_to_its_bound_and_begins_anew_after_a_success() -> None:
     sending = ScriptedSending()
     queue = PartitionQueue(sending, "t", 0)
     waits_ms = []
-    for _ in range(10):
+    for _ in range(11):
         queue.leader_unknown()
         waits_ms.append((queue.retry_ns - sending.now) // NS_PER_MS)
-    assert waits_ms == [1, 2, 4, 8, 16, 32, 64, 100, 100, 100]
+    assert waits_ms == [1, 2, 5, 10, 10, 10, 10, 20, 50, 100, 100]
     queue.answered(add(queue), 0, produced(0))
     queue.leader_unknown()
     assert queue.retry_ns == NS_PER_MS

@@ -10,6 +10,7 @@ A batch is opened and filled up by `add`, which takes the lock; what lies in bet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import get_ident
 from typing import Final
 
@@ -100,8 +101,7 @@ class Accumulator:
     def _next_batch(self, queue: PartitionQueue, size: int) -> Batch:
         if size > self.batch_limit:
             raise self.too_large(size)
-        if self.is_closed:
-            raise ClosedError("this producer is closed")
+        self._check_alive()
         queue.close_open()
         batch = self._delivery.new_batch(queue)
         batch.room = self.batch_max
@@ -124,20 +124,32 @@ class Accumulator:
         """The error of a record above the limit."""
         return MessageSizeTooLargeError(f"a record of {size} bytes; requests take {self.batch_limit}")
 
-    def enqueue(self, queue: PartitionQueue, encoded: bytearray) -> Batch:
-        """Queue a whole batch behind what was sent before. Waits for room in the buffer as `add` does."""
+    def enqueue(
+        self,
+        queue: PartitionQueue,
+        encoded: bytearray,
+        *,
+        options: bytes | None = None,
+        values: Sequence[bytes | None] = (),
+        keys: Sequence[bytes | None] = (),
+    ) -> Batch:
+        """Queue a whole batch behind what was sent before. Waits for room in the buffer as `add` does.
+
+        `values` and `keys` are for those who ask for single records' metadata.
+        """
         self._connection.check_usable()
         delivery = self._delivery
         if delivery.used_bytes > self._buffer_memory:
             self.wait_for_room()
         with self.lock:
-            if self.is_closed:
-                raise ClosedError("this producer is closed")
+            self._check_alive()
             queue.close_open()
             header = read_header(encoded)
             batch = delivery.new_batch(queue)
             batch.count, batch.encoded, batch.size_bytes = header.record_count, encoded, len(encoded)
-            batch.timestamp_ms = header.base_timestamp
+            batch.timestamp_ms, batch.options = header.base_timestamp, options
+            batch.stamp = (header.producer_id, header.producer_epoch, header.base_sequence)
+            batch.values, batch.keys, batch.has_keys = list(values), list(keys), bool(keys)
             queue.add_closed(batch)
         delivery.receive_some(queue)
         return batch
@@ -148,7 +160,7 @@ class Accumulator:
 
     def _open_topic(self, topic: str) -> TopicSender:
         self.check_open()
-        info = self._delivery.find_topic(topic)
+        info = self._delivery.leaders.find_topic(topic)
         with self.lock:
             found = self.topics.get(topic)
             if found is None:
@@ -174,10 +186,15 @@ class Accumulator:
                 sender.grow([self._delivery.queue(info.name, number) for number in numbers])
 
     def check_open(self) -> None:
-        """Raise ForkError in another process, ClosedError after `close`."""
+        """Raise ForkError in another process, ClosedError after `close`, ProducerFencedError when fenced."""
         self._connection.check_usable()
+        self._check_alive()
+
+    def _check_alive(self) -> None:
         if self.is_closed:
             raise ClosedError("this producer is closed")
+        if self._delivery.fatal is not None:
+            raise self._delivery.fatal
 
     def wait_for_room(self) -> None:
         """Wait at most max_block_ms until the buffer has room. Raises BufferFullError."""

@@ -39,8 +39,9 @@ class Batch:
 
     __slots__ = (
         "attempts", "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_extras",
-        "has_headers", "has_keys", "has_times", "headers", "is_keyed", "is_open", "is_plain", "keys", "number", "owner",
-        "queue", "room", "size_bytes", "state", "timestamp_ms", "timestamps_ms", "values",
+        "has_headers", "has_keys", "has_times", "headers", "is_doubtful", "is_keyed", "is_open", "is_plain", "keys",
+        "number", "options", "owner", "queue", "refused_with", "room", "sequence", "size_bytes", "stamp", "state",
+        "timestamp_ms", "timestamps_ms", "values",
     )  # fmt: skip
 
     def __init__(self, queue: PartitionQueue, now_ns: int) -> None:
@@ -64,6 +65,11 @@ class Batch:
         self.deadline_ns = 0
         self.timestamp_ms = 0
         self.encoded: bytearray | None = None
+        self.stamp = (-1, -1, -1)  # producer id, epoch and base sequence, as `encoded` has them
+        self.sequence = -1  # from when it is sent: see sequences.py
+        self.is_doubtful = False  # sent, and perhaps in the log, for all that was answered
+        self.refused_with = 0
+        self.options: bytes | None = None  # the second frame of its request
         self.base_offset = -1
         self.error: BrokerError | None = None
         self.callbacks: list[Callable[[Batch], None]] | None = None

@@ -15,23 +15,22 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from zbroker import ids
 from zbroker.client.batches import Batch
-from zbroker.client.cluster_view import ClusterView
 from zbroker.client.connection import Connection
+from zbroker.client.leaders import METADATA_ATTEMPT_MS, Leaders
 from zbroker.client.partition_queue import PartitionQueue, Sent
+from zbroker.client.producer_ids import ProducerIds
 from zbroker.client.settings import ProducerSettings
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, TimeoutError_, UnknownTopicOrPartitionError, error_for
-from zbroker.wire.layout import Api
-from zbroker.wire.messages import TopicInfo
+from zbroker.errors import BrokerError, TimeoutError_, error_for
+from zbroker.wire.layout import FLAG_FIRST, Api
 
 STAND_BACK_NS: Final = 2 * NS_PER_MS
 BUSY_WAIT_MS: Final = 1.0
 RECEIVE_MS: Final = 5
+SERVICE_MIN_MS: Final = 0.2
 IDLE_WAIT_S: Final = 5.0
 EMITTER_WAIT_S: Final = 0.005
-METADATA_ATTEMPT_MS: Final = 1_000
 
 
 _log = logging.getLogger(__name__)
@@ -56,6 +55,9 @@ class Delivery:
         self.retries = settings.retries
         self.backoff_max_ms = settings.retry_backoff_ms
         self.max_in_flight = settings.max_in_flight_requests_per_connection
+        self.is_idempotent = settings.enable_idempotence
+        self.fatal: BrokerError | None = None
+        self._producer_ids = ProducerIds(connection, settings.transactional_id or "")
         self.compression: str = settings.compression_type
         # Held until the end: what a forgotten emitter has not handed over would go with it.
         self.emitters: set[Emits] = set()
@@ -64,7 +66,7 @@ class Delivery:
         self.failed_at_close = 0
         self.is_idle = True
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
-        self._routes: dict[tuple[str, int], tuple[int, int, int]] = {}  # -> (process, topic id, leader epoch)
+        self.leaders = Leaders(connection, settings)
         self._counts = {"records_acknowledged": 0, "records_failed": 0, "batches_acknowledged": 0, "batches_failed": 0}
         self._deferred: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -79,22 +81,6 @@ class Delivery:
     def wall_ms(self) -> int:
         """The wall clock."""
         return time.time_ns() // NS_PER_MS
-
-    def find_topic(self, topic: str) -> TopicInfo:
-        """A topic's metadata; it is created if the broker allows it. Raises the coordinator's error, one that may pass
-        only after max_block_ms."""
-        deadline_ns = time.monotonic_ns() + max(1, self._settings.max_block_ms) * NS_PER_MS
-        while True:
-            left_ms = max(1, (deadline_ns - time.monotonic_ns()) // NS_PER_MS)
-            view = self._connection.metadata([topic], auto_create=True, timeout_ms=left_ms)
-            try:
-                return view.topic(topic)
-            except UnknownTopicOrPartitionError:
-                raise  # the broker creates none: waiting would not help
-            except BrokerError as error:
-                if not error.retriable or time.monotonic_ns() >= deadline_ns:
-                    raise
-            self._connection.wait_for(lambda: False, min(left_ms, self._settings.retry_backoff_ms))
 
     def queue(self, topic: str, partition: int) -> PartitionQueue:
         """The queue of a partition. The lock is held."""
@@ -114,16 +100,17 @@ class Delivery:
 
     def transmit(self, queue: PartitionQueue, batch: Batch) -> Sent:
         """Send a closed batch to its leader, if that is known. The lock is held."""
-        route = self._routes.get((queue.topic, queue.partition))
+        route = self.leaders.route((queue.topic, queue.partition))
         if route is None:
             return Sent.NO_LEADER
         target, topic_id, epoch = route
         assert batch.encoded is not None
-        lane = self._connection.way(target, len(batch.encoded))
-        if queue.in_flight and (lane is None or queue.way != (route, lane)):
+        frames = (batch.encoded,) if batch.options is None else (batch.encoded, batch.options)
+        lane = self._connection.way(target, *map(len, frames))
+        if queue.in_flight and (lane is None or queue.lane is not lane or queue.route != route):
             # What goes by messages may get lost alone, and two ways have no order between them.
             return Sent.NOT_YET
-        queue.way = (route, lane)
+        queue.route, queue.lane = route, lane
         left_ms = (batch.deadline_ns - time.monotonic_ns()) // NS_PER_MS
         timeout_ms = max(1, min(self._settings.request_timeout_ms, left_ms))
 
@@ -131,11 +118,16 @@ class Delivery:
             self._answered(queue, batch, number, body)
 
         self._connection.submit(
-            target, Api.PRODUCE, (batch.encoded,), answered if self.acks else None,
-            topic_id=topic_id, partition=queue.partition, leader_epoch=epoch, acks=self.acks, timeout_ms=timeout_ms,
-            over=lane,
+            target, Api.PRODUCE, frames, answered if self.acks else None,
+            topic_id=topic_id, partition=queue.partition, leader_epoch=epoch, acks=self.acks,
+            flags=0 if queue.in_flight else FLAG_FIRST, timeout_ms=timeout_ms, over=lane,
         )  # fmt: skip
         return Sent.YES
+
+    def fence(self, error: BrokerError) -> list[Callable[[], None]]:
+        """See Sending. The lock is held."""
+        self.fatal = error
+        return [call for queue in self._queues.values() for call in queue.abandon(error)]
 
     def defer(self, calls: list[Callable[[], None]]) -> None:
         """See Sending."""
@@ -158,7 +150,7 @@ class Delivery:
     def _answered(self, queue: PartitionQueue, batch: Batch, number: int, body: list[Any]) -> None:
         with self.lock:
             if number and error_for(number).retriable:
-                self._routes.pop((queue.topic, queue.partition), None)
+                self.leaders.forget(queue.topic, queue.partition)
             calls = queue.answered(batch, number, body)
         self._make_calls(calls)
         if number:
@@ -217,13 +209,14 @@ class Delivery:
                 return is_done()
             if self._connection.is_closed:
                 self._connection.check_usable()
-            if self._connection.wait_for(is_done, min(left_ms, RECEIVE_MS)):
+            if self._connection.wait_for(is_done, min(left_ms, self._until_service_ms())):
                 return True
             self._serve_queues()
         return True
 
-    def flush(self, timeout_ms: int | None) -> int:
-        """Send everything and wait for its answers. Returns how many records are unanswered."""
+    def flush(self, timeout_ms: int | None, *, is_local: bool = False) -> int:
+        """Send everything and wait for its answers; `is_local`: until it was sent. Returns how many records were not
+        answered, or not sent, in time."""
         with self.lock:
             queues = list(self._queues.values())
             for queue in queues:
@@ -232,16 +225,27 @@ class Delivery:
             marks = [(queue, queue.closed_count) for queue in queues]
         self._make_calls([])
         limit_ms = self._settings.delivery_timeout_ms + 1_000 if timeout_ms is None else timeout_ms
+        has_passed = self._is_in_lane if is_local else PartitionQueue.is_done_until
         self._serve_queues()
 
         def is_done() -> bool:
             with self.lock:
-                while marks and marks[-1][0].is_done_until(marks[-1][1]):
+                while marks and has_passed(*marks[-1]):
                     marks.pop()
                 return not marks
 
         self.wait_for(is_done, limit_ms)
-        return self.unanswered_records()
+        return self._unsent_records() if is_local else self.unanswered_records()
+
+    def _is_in_lane(self, queue: PartitionQueue, number: int) -> bool:
+        """Whether a worker will take every batch up to that one even if this process dies now. The lock is held."""
+        lane = queue.lane
+        return queue.is_sent_until(number) and (lane is None or not lane.is_backed_up)
+
+    def _unsent_records(self) -> int:
+        with self.lock:
+            queues = [queue for queue in self._queues.values() if not self._is_in_lane(queue, queue.closed_count)]
+            return sum(batch.count for queue in queues for batch in (*queue.waiting, *queue.failed, *queue.in_flight))
 
     def unanswered_records(self) -> int:
         """Records that are queued or on their way."""
@@ -278,7 +282,7 @@ class Delivery:
                 self._make_calls([])
                 self._serve_queues()
                 if time.monotonic_ns() - self._connection.last_pump_ns > STAND_BACK_NS:
-                    self._connection.pump(RECEIVE_MS)
+                    self._connection.pump(self._until_service_ms())
                 else:
                     time.sleep(busy_s)
             except Exception as error:
@@ -306,6 +310,13 @@ class Delivery:
                     if queue.open is batch:
                         queue.close_open()
 
+    def _until_service_ms(self) -> float:
+        """How long answers may be waited for before `_serve_queues` has something to do."""
+        due_ns = [queue.retry_ns for queue in list(self._queues.values()) if queue.needs_leader and not queue.is_empty]
+        if not due_ns:
+            return RECEIVE_MS
+        return min(RECEIVE_MS, max(SERVICE_MIN_MS, (min(due_ns) - time.monotonic_ns()) / NS_PER_MS))
+
     def _serve_queues(self) -> None:
         """Find leaders for queues that need one and are due, and fail what is too old. One thread at a time."""
         now_ns = time.monotonic_ns()
@@ -313,6 +324,7 @@ class Delivery:
         if not needy or not self._service_lock.acquire(blocking=False):
             return
         reason: BrokerError | None = None
+        self.leaders.begin_round()
         try:
             for queue in needy:
                 try:
@@ -337,26 +349,14 @@ class Delivery:
         self._make_calls(calls)
 
     def _find_route(self, queue: PartitionQueue) -> None:
-        known = (queue.topic, queue.partition) in self._routes
-        if not known:
-            view = self._look_up(queue)
-            topic, partition = view.leader(queue.topic, queue.partition)
-            if self._connection.lane(partition.leader) is None:
-                self._connection.watch(partition.leader, partition.leader_incarnation)
-            self._routes[queue.topic, queue.partition] = (partition.leader, topic.topic_id, partition.leader_epoch)
+        self.leaders.find(queue.topic, queue.partition)
+        identity = None
+        if queue.sequences is not None and queue.sequences.identity is None:
+            identity = self._producer_ids.get(queue.sequences.generation, METADATA_ATTEMPT_MS)
         with self.lock:
+            if identity is not None and queue.sequences is not None:
+                queue.sequences.begin(identity)
             queue.leader_found()
-
-    def _look_up(self, queue: PartitionQueue) -> ClusterView:
-        """The metadata, fresh when it names no leader or when the leader it names failed us."""
-        view = self._connection.view
-        found = view.topics.get(queue.topic)
-        has_failed = queue.retry_ns > 0
-        if not has_failed and found is not None and not found.error and queue.partition < len(found.partitions):
-            leader = found.partitions[queue.partition].leader
-            if leader >= 0 and leader != ids.COORDINATOR:
-                return view
-        return self._connection.metadata([queue.topic], refresh=True, timeout_ms=METADATA_ATTEMPT_MS)
 
     def close(self, error: TimeoutError_) -> None:
         """Fail what is not answered, and end the background thread."""

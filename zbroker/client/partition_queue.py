@@ -4,7 +4,7 @@ ORDER. Batches are sent in the order in which they were closed, at most `max_in_
 keep that order. When one fails in a way that may pass, nothing further is sent until every batch on its way is
 answered; then the failed ones are sent again, in their old order, before anything newer. What was acknowledged
 meanwhile is not sent again. A batch takes another way (another leader, a new lane, messages) only when none is
-unanswered on the old one.
+unanswered on the old one. What keeps a batch that is sent again from being stored twice: see `sequences`.
 
 All of it happens under the producer's one lock. Callbacks of users are returned to the caller, or deferred, and made
 without it.
@@ -19,12 +19,21 @@ from enum import Enum
 from typing import Any, Protocol
 
 from zbroker.client.batches import Batch, State
+from zbroker.client.lanes import ClientLane
+from zbroker.client.sequences import NO_STAMP, Sequences, Stamp, write_stamp
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, InvalidRecordError, RequestTimedOutError, error_for
+from zbroker.errors import (
+    BrokerError,
+    InvalidProducerEpochError,
+    InvalidRecordError,
+    ProducerFencedError,
+    RequestTimedOutError,
+    error_for,
+)
 from zbroker.record.columns import encode_columns
 from zbroker.wire.layout import PRODUCED
 
-BACKOFF_FIRST_MS = 1
+RETRY_AFTER_MS = (1, 2, 5, 10, 10, 10, 10, 20, 50, 100)  # the last again and again, up to retry_backoff_ms
 
 
 class Sent(Enum):
@@ -43,6 +52,7 @@ class Sending(Protocol):
     acks: int
     retries: int
     backoff_max_ms: int
+    is_idempotent: bool
     compression: str
     compression_level: int | None
 
@@ -51,6 +61,9 @@ class Sending(Protocol):
 
     def transmit(self, queue: PartitionQueue, batch: Batch) -> Sent:
         """Send a closed batch behind those in `queue.in_flight`."""
+
+    def fence(self, error: BrokerError) -> list[Callable[[], None]]:
+        """Fail everything of this producer, now and from now on. Returns the calls to make without the lock."""
 
     def defer(self, calls: list[Callable[[], None]]) -> None:
         """Make these calls soon, without the lock."""
@@ -72,8 +85,8 @@ class PartitionQueue:
     """See the module."""
 
     __slots__ = (
-        "_backoff_ms", "closed_count", "failed", "in_flight", "lock", "needs_leader", "open", "partition", "producer",
-        "retry_ns", "topic", "waiting", "way",
+        "_retries", "closed_count", "failed", "in_flight", "lane", "lock", "needs_leader", "open", "partition",
+        "producer", "retry_ns", "route", "sequences", "topic", "waiting",
     )  # fmt: skip
 
     def __init__(self, producer: Sending, topic: str, partition: int) -> None:
@@ -87,10 +100,12 @@ class PartitionQueue:
         self.failed: list[Batch] = []
         self.retry_ns = 0
         self.needs_leader = False
-        self._backoff_ms = BACKOFF_FIRST_MS
+        self._retries = 0
         self.closed_count = 0
-        self.way: object = None
-        """What the batches in flight were sent over: for `transmit` alone."""
+        self.sequences = Sequences() if producer.is_idempotent else None
+        self.route: object = None
+        self.lane: ClientLane | None = None
+        """To whom and over what the batches in flight were sent: for `transmit` alone."""
 
     @property
     def is_empty(self) -> bool:
@@ -101,9 +116,23 @@ class PartitionQueue:
         """Whether every batch up to the one that was closed as `number` is done. The lock is held."""
         return all(batch.number > number for batch in (*self.in_flight, *self.failed, *self.waiting))
 
+    def is_sent_until(self, number: int) -> bool:
+        """Whether every batch up to that one was sent, or is done. The lock is held."""
+        return all(batch.number > number for batch in (*self.failed, *self.waiting))
+
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         """Have the batch sent, and wait until it is done."""
         return self.producer.wait_done(batch, timeout_ms)
+
+    def next_stamp(self) -> Stamp:
+        """What the next batch of this queue should be encoded with. A wrong guess costs a second CRC, no more: it may
+        be called without the lock."""
+        if self.sequences is None:
+            return NO_STAMP
+        try:
+            return self.sequences.expected(self.waiting[-1] if self.waiting else None)
+        except IndexError:  # another thread has sent the last one meanwhile
+            return NO_STAMP
 
     def close_open(self) -> None:
         """Close the open batch and send what may be sent. The lock is held."""
@@ -115,6 +144,7 @@ class PartitionQueue:
         if not batch.count:
             return  # its owner had not come to append the first record
         batch.timestamp_ms = self.producer.wall_ms()
+        batch.stamp = stamp = self.next_stamp()
         try:
             batch.encoded = encode_columns(
                 values,
@@ -124,6 +154,7 @@ class PartitionQueue:
                 timestamps_ms=batch.timestamps_ms if batch.has_times else None,
                 compression=self.producer.compression,
                 compression_level=self.producer.compression_level,
+                **stamp._asdict(),
             )
         except Exception as error:
             # Whatever the encoder says of them: these records have futures that somebody may wait for.
@@ -146,10 +177,13 @@ class PartitionQueue:
     def drain(self) -> None:
         """Send waiting batches while there is room on the way. The lock is held."""
         producer = self.producer
-        while (
-            self.waiting and not self.failed and not self.needs_leader and len(self.in_flight) < producer.max_in_flight
-        ):
+        while self.waiting and not self.failed and not self.needs_leader and self._has_room_on_the_way():
             batch = self.waiting[0]
+            if self.sequences is None:
+                write_stamp(batch, NO_STAMP)  # one that was read may have another producer's
+            elif not self.sequences.stamp(batch):
+                self.needs_leader = True
+                return
             sent = producer.transmit(self, batch)
             if sent is not Sent.YES:
                 self.needs_leader = sent is Sent.NO_LEADER
@@ -162,6 +196,15 @@ class PartitionQueue:
             else:
                 producer.defer(self._finish(batch, None))
 
+    def _has_room_on_the_way(self) -> bool:
+        """Whether the first waiting batch may be sent behind those in flight."""
+        if not self.in_flight:
+            return True
+        if self.sequences is not None and self.sequences.is_new:
+            return False
+        # From the oldest that may have to be sent again: a leader remembers so many, also of those it acknowledged.
+        return self.waiting[0].number - self.in_flight[0].number < self.producer.max_in_flight
+
     def answered(self, batch: Batch, number: int, body: list[Any]) -> list[Callable[[], None]]:
         """The broker's answer to a batch. Returns the calls to make without the lock. The lock is held."""
         if batch.state is not State.SENT:
@@ -169,24 +212,37 @@ class PartitionQueue:
         self.in_flight.remove(batch)
         calls: list[Callable[[], None]] = []
         if number == 0:
-            self._backoff_ms = BACKOFF_FIRST_MS
+            self._retries = 0
             batch.base_offset, append_time_ms, _ = PRODUCED.unpack_from(body[0]) if body else (-1, -1, 0)
             if append_time_ms >= 0:
                 batch.timestamp_ms = append_time_ms
                 batch.has_times = False
+            if self.sequences is not None:
+                self.sequences.was_acknowledged(batch)
             calls += self._finish(batch, None)
         else:
-            error = error_for(number, bytes(body[0]).decode("utf-8", "replace") if body else "")
-            may_repeat = error.retriable and batch.attempts <= self.producer.retries
-            if may_repeat and self.producer.now_ns() < batch.deadline_ns:
-                batch.state = State.CLOSED
-                self.failed.append(batch)
-            else:
-                calls += self._finish(batch, error)
-        if self.failed and not self.in_flight:
-            self._put_back()
+            calls += self._refused(batch, number, bytes(body[0]).decode("utf-8", "replace") if body else "")
+        if not self.in_flight:
+            if self.failed:
+                self._put_back()
+            if self.sequences is not None:
+                self.sequences.settle(self.waiting)
         self.drain()
         return calls
+
+    def _refused(self, batch: Batch, number: int, text: str) -> list[Callable[[], None]]:
+        error = error_for(number, text)
+        if self.sequences is not None:
+            self.sequences.was_refused(batch, number)
+            if isinstance(error, InvalidProducerEpochError):
+                fenced = ProducerFencedError(f"a newer producer took over: {text}")
+                return self._finish(batch, fenced) + self.producer.fence(fenced)
+        may_repeat = error.retriable and batch.attempts <= self.producer.retries
+        if may_repeat and self.producer.now_ns() < batch.deadline_ns:
+            batch.state = State.CLOSED
+            self.failed.append(batch)
+            return []
+        return self._give_up(batch, error)
 
     def _put_back(self) -> None:
         # In the order in which they were closed: time-outs may have come in another one.
@@ -196,8 +252,9 @@ class PartitionQueue:
         self._back_off()
 
     def _back_off(self) -> None:
-        self.retry_ns = self.producer.now_ns() + self._backoff_ms * NS_PER_MS
-        self._backoff_ms = max(BACKOFF_FIRST_MS, min(2 * self._backoff_ms, self.producer.backoff_max_ms))
+        after_ms = RETRY_AFTER_MS[min(self._retries, len(RETRY_AFTER_MS) - 1)]
+        self._retries += 1
+        self.retry_ns = self.producer.now_ns() + min(after_ms, self.producer.backoff_max_ms) * NS_PER_MS
 
     def leader_found(self) -> None:
         """The leader is known again: go on. The lock is held."""
@@ -213,8 +270,15 @@ class PartitionQueue:
         calls: list[Callable[[], None]] = []
         while self.waiting and self.waiting[0].deadline_ns <= now_ns:
             late = reason or RequestTimedOutError("not delivered within delivery_timeout_ms")
-            calls += self._finish(self.waiting.popleft(), late)
+            calls += self._give_up(self.waiting.popleft(), late)
+        if self.sequences is not None and not self.in_flight:
+            self.sequences.settle(self.waiting)
         return calls
+
+    def _give_up(self, batch: Batch, error: BrokerError) -> list[Callable[[], None]]:
+        if self.sequences is not None:
+            self.sequences.was_given_up(batch)
+        return self._finish(batch, error)
 
     def abandon(self, error: BrokerError) -> list[Callable[[], None]]:
         """Fail everything. Returns the calls to make without the lock. The lock is held."""

@@ -22,12 +22,14 @@ from zbroker.client.connection import Connection
 from zbroker.client.delivery import Delivery
 from zbroker.client.filling import deliver_to
 from zbroker.client.process_end import EXIT_FLUSH_MS, note_closed, note_open
-from zbroker.client.send_many import BatchRun, Columns
+from zbroker.client.send_many import BatchRun, Columns, produce_options
 from zbroker.client.serialize import RECORD_OVERHEAD_BYTES, as_bytes, plain_size
 from zbroker.client.settings import ProducerSettings, read_settings
 from zbroker.errors import ClosedError, TimeoutError_
 from zbroker.record.records import Headers, RecordMetadata, header_tuple
 from zbroker.record.view import RecordBatch
+from zbroker.wire.codec import encode
+from zbroker.wire.copy_messages import ProduceOptions
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -74,15 +76,22 @@ class Producer(Generic[K, V]):
         partition: int | None = None,
         timestamp_ms: int | None = None,
         on_delivery: Callable[..., None] | None = None,
+        dedup_id: str | bytes | None = None,
+        expected_offset: int | None = None,
     ) -> SendFuture:
         """Queue a record and give the future of its acknowledgement. Waits only for a topic's first metadata, or for
-        room in the buffer, at most max_block_ms. Raises MessageSizeTooLargeError at once, BufferFullError."""
+        room in the buffer, at most max_block_ms. Raises MessageSizeTooLargeError at once, BufferFullError.
+
+        `dedup_id`, `expected_offset`: see `send_many`; the record then goes in a batch of its own.
+        """
         if (
             value.__class__ is bytes
             and not headers
             and partition is None
             and timestamp_ms is None
             and on_delivery is None
+            and dedup_id is None
+            and expected_offset is None
             and (sender := self._plain_topics.get(topic)) is not None
         ):
             if key is None:
@@ -108,7 +117,8 @@ class Producer(Generic[K, V]):
                         batch.keys.append(key)
                         if batch.is_open or self._accumulator.has_taken(batch, index):
                             return SendFuture(batch, index)
-        return self._send_special(topic, value, key, headers, partition, timestamp_ms, on_delivery)
+        options = produce_options(dedup_id, expected_offset)
+        return self._send_special(topic, value, key, headers, partition, timestamp_ms, on_delivery, options)
 
     def _send_special(
         self,
@@ -119,6 +129,7 @@ class Producer(Generic[K, V]):
         partition: int | None,
         timestamp_ms: int | None,
         on_delivery: Any,
+        options: ProduceOptions | None,
     ) -> SendFuture:
         """What `send` does for a record that has more than a value and a key, or needs more done."""
         call = on_delivery or self._on_delivery
@@ -131,7 +142,13 @@ class Producer(Generic[K, V]):
         found = header_tuple(headers) if headers else ()
         named = None if partition is None else self._accumulator.queue_at(sender, partition)
         size = plain_size(value, key, found)
-        batch, index = self._accumulator.add(sender, named, value, key, found, timestamp_ms, size)
+        if options is not None:
+            columns = Columns(
+                [value], None if key is None else [key], [found], None if timestamp_ms is None else [timestamp_ms]
+            )
+            batch, index = BatchRun(self._accumulator, sender, columns, partition, options).send_as_one(), 0
+        else:
+            batch, index = self._accumulator.add(sender, named, value, key, found, timestamp_ms, size)
         if call is not None:
             deliver_to(call, batch, index)
         return SendFuture(batch, index)
@@ -151,16 +168,34 @@ class Producer(Generic[K, V]):
         headers: Sequence[Headers] | None = None,
         partition: int | None = None,
         timestamps_ms: Sequence[int] | None = None,
+        atomic: bool = False,
+        dedup_id: str | bytes | None = None,
+        expected_offset: int | None = None,
     ) -> BatchFuture:
         """Send many records at once: the fast path. Without keys they go in runs to one partition after the other.
 
         The sequences have one entry for each value. Raises MessageSizeTooLargeError before anything of a batch is sent.
+
+        With any of the following, all records go in one batch to one partition: all are stored, or none, and a reader
+        sees all or none. InvalidRecordError when their keys belong to more than one partition,
+        RecordListTooLargeError or MessageSizeTooLargeError when they are too many for one batch: nothing is sent then.
+
+        atomic: no more than that.
+        dedup_id: the application's own name for this batch, at most 255 bytes. If the partition got a batch of that
+            name within the topic's `dedup.window.ms`, nothing is stored, and the future gives the first one's offsets.
+            Without keys and partition, the partition follows from the name.
+        expected_offset: store the batch only if its first record gets this offset; else the future raises
+            WrongExpectedOffsetError, and nothing is stored. Needs `partition`, unless the topic has one.
         """
         sender = self._accumulator.topic(topic)
         columns = Columns.serialized(values, keys, headers, timestamps_ms, self._value_serializer, self._key_serializer)
         if partition is not None:
             self._accumulator.queue_at(sender, partition)
-        return BatchFuture(BatchRun(self._accumulator, sender, columns, partition).send())
+        options = produce_options(dedup_id, expected_offset)
+        run = BatchRun(self._accumulator, sender, columns, partition, options)
+        if (atomic or options is not None) and values:
+            return BatchFuture([run.send_as_one()])
+        return BatchFuture(run.send())
 
     def sender(
         self, topic: str, *, partition: int | None = None, on_error: Callable[[Exception], None] | None = None
@@ -184,22 +219,37 @@ class Producer(Generic[K, V]):
 
         return BatchBuilder(topic, partition, self._accumulator.batch_limit, self.settings)
 
-    def send_batch(self, batch: BatchBuilder | RecordBatch) -> BatchFuture:
-        """Send a `BatchBuilder`'s batch, or one that was read, which then changes in nothing but its offsets, to the
-        topic and partition that it names. Raises MessageSizeTooLargeError at once."""
+    def send_batch(
+        self,
+        batch: BatchBuilder | RecordBatch,
+        *,
+        dedup_id: str | bytes | None = None,
+        expected_offset: int | None = None,
+    ) -> BatchFuture:
+        """Send a `BatchBuilder`'s batch, or one that was read, which then changes in nothing but its offsets and its
+        producer, to the topic and partition that it names. All of it is stored or nothing. Raises
+        MessageSizeTooLargeError at once. `dedup_id`, `expected_offset`: see `send_many`."""
         sender = self._accumulator.topic(batch.topic)
         encoded = bytearray(batch.raw()) if isinstance(batch, RecordBatch) else batch.encode()
         if len(encoded) > self._accumulator.request_bytes_max:
             raise self._accumulator.too_large(len(encoded))
-        return BatchFuture([self._accumulator.enqueue(self._accumulator.queue_at(sender, batch.partition), encoded)])
+        found = produce_options(dedup_id, expected_offset)
+        options = None if found is None else encode(found)
+        queue = self._accumulator.queue_at(sender, batch.partition)
+        return BatchFuture([self._accumulator.enqueue(queue, encoded, options=options)])
 
-    def flush(self, *, timeout_ms: int | None = None) -> int:
+    def flush(self, *, timeout_ms: int | None = None, local: bool = False) -> int:
         """Send everything and wait until all is answered. Returns how many records are still unanswered after
-        `timeout_ms`: 0 means all are done. Raises the first error of a `sender`."""
+        `timeout_ms`: 0 means all are done. Raises the first error of a `sender`.
+
+        `local`: wait only until all is in shared memory (a lane), and return how many records are not. From there the
+        worker takes it also if this process is killed at once. It may still be refused; and what goes by messages
+        (transport='zmq', tcp) has no such place: for it only a full flush says anything.
+        """
         self._accumulator.check_open()
         for emitter in list(self._senders):
             emitter.hand_over()
-        left = self._delivery.flush(timeout_ms)
+        left = self._delivery.flush(timeout_ms, is_local=local)
         for emitter in list(self._senders):
             emitter.raise_first_error()
         return left

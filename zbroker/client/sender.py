@@ -139,6 +139,7 @@ class Emitter:
                 timestamp_ms=time.time_ns() // NS_PER_MS,
                 compression=self._accumulator.settings.compression_type,
                 compression_level=self._accumulator.settings.compression_level,
+                **queue.next_stamp()._asdict(),
             )
         except (BrokerError, TypeError, ValueError) as error:
             # The lists are gone, and the thread that is here need not be the one that emitted.
