@@ -15,23 +15,32 @@ Whether the batches are sound, and whether they may be cut, is decided by the ca
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 from zbroker.errors import BrokerError, OffsetOutOfRangeError
 from zbroker.record.layout import BatchHeader
 from zbroker.storage.checkpoint import remove_marker
 from zbroker.storage.files import Buffer
 from zbroker.storage.flush import FlushJob
-from zbroker.storage.layout import TEMPORARY
+from zbroker.storage.layout import PRODUCERS, TEMPORARY
 from zbroker.storage.log import Log
 from zbroker.storage.segment import Segment
 
 _CHUNK_BYTES: Final = 1 << 20
 _OFFSET_MAX: Final = (1 << 63) - 1
 _epoch_of = attrgetter("leader_epoch")
+
+
+class Range(NamedTuple):
+    """Whole batches of one segment: where their bytes are, and the offset behind the last."""
+
+    segment_base: int
+    position: int
+    size_bytes: int
+    end_offset: int
 
 
 class CopiedLog(Log):
@@ -43,6 +52,14 @@ class CopiedLog(Log):
     def last_epoch(self) -> int:
         """The leader epoch of the last batch, or -1 when there is none."""
         return self.epochs.latest
+
+    def headers_from(self, offset: int) -> Iterator[BatchHeader]:
+        """The headers of the batches that end behind an offset, by a walk over their segments."""
+        for segment in self._segments:
+            if segment.next_offset > offset:
+                for header in segment.headers():
+                    if header.next_offset > offset:
+                        yield header
 
     def append_copied(self, data: Buffer, headers: Sequence[BatchHeader]) -> None:
         """Append whole batches as they stand in another copy; `headers` are theirs, in order, checked by the caller.
@@ -81,6 +98,33 @@ class CopiedLog(Log):
         self.log_end = following
         self._segments.size_bytes += len(data)
         self.last_append_ns = now_ns
+
+    # --- for those who copy it ---------------------------------------------------------------------------------------
+
+    def range_from(self, offset: int, size_bytes_max: int) -> Range:
+        """Where the batches from the one that contains `offset` on are: at least one, and as many as fit, of one
+        segment. The log must not end there. Raises OffsetOutOfRangeError, CorruptRecordError."""
+        segment = self._segment_of(offset)
+        assert offset < segment.next_offset, f"nothing at {offset}, the log ends at {self.log_end}"
+        begin = segment.find(offset)
+        position, end_offset = begin.position + begin.header.size_bytes, begin.header.next_offset
+        limit = min(begin.position + size_bytes_max, segment.store.end)
+        if limit == segment.store.end:
+            return Range(segment.base_offset, begin.position, limit - begin.position, segment.next_offset)
+        for at, header in segment.batches(position, end_offset):
+            if at + header.size_bytes > limit:
+                break
+            position, end_offset = at + header.size_bytes, header.next_offset
+        return Range(segment.base_offset, begin.position, position - begin.position, end_offset)
+
+    def batch_base(self, offset: int) -> int:
+        """The base offset of the batch that contains `offset`; `offset` itself at the log end."""
+        segment = self._segment_of(offset)
+        return offset if offset == segment.next_offset else segment.find(offset).header.base_offset
+
+    def end_offset_for(self, epoch: int) -> tuple[int, int]:
+        """(largest known epoch at or below `epoch`, the offset where it ends). (-1, -1) when none is known."""
+        return self.epochs.end_offset_for(epoch, self.log_end)
 
     # --- cutting -----------------------------------------------------------------------------------------------------
 
@@ -129,6 +173,7 @@ class CopiedLog(Log):
         # First what was promised is taken back, or a death between here and the end would look like damage.
         self._cut_count += 1
         remove_marker(self.directory, self._files)
+        self._files.unlink(self.directory / PRODUCERS)
         self._is_marked = False
         self._positions.save(
             high_watermark=high_watermark, recovery_point=recovery_point, log_start=log_start, durable=True

@@ -8,6 +8,7 @@ A copy is one directory. Names of segment files are the offset of their first re
     leader-epoch-checkpoint          Kafka's text: "0", the number of lines, then "EPOCH START_OFFSET" lines
     high-watermark                   two slots (below)
     clean-shutdown                   one marker (below); there only while nobody writes
+    producer-snapshot                what the log says of producers up to an offset (below)
 
     .index, 8 bytes an entry                       .timeindex, 12 bytes an entry
      0 relative offset u32 | 4 position u32         0 timestamp i64 | 8 relative offset u32
@@ -24,6 +25,15 @@ An .index entry names the last offset of a batch, less the segment's base offset
      0 magic "zBcs" | 4 version u32 = 1 | 8 log start i64 | 16 log end i64 | 24 active base i64 | 32 active position i64
     40 zero, 20 bytes | 60 CRC-32C of bytes 0 to 60
 
+    producer-snapshot: little-endian, CRC-32C of everything before it as the last 4 bytes
+     0 magic "zBps" | 4 version u32 = 1 | 8 offset i64 | 16 producers u32 | 20 zero u32
+    then each producer, the longest unused first:
+     0 producer id i64 | 8 wall time of the last use in ms i64 | 16 epoch i16 | 18 batches u16 | 20 zero u32
+    and behind it each of its last batches, oldest first:
+     0 first sequence i32 | 4 last sequence i32 | 8 base offset i64 | 16 next offset i64
+
+A snapshot tells of all batches below its offset, and of none behind it.
+
 An unknown version, a wrong magic or a wrong CRC is as if the file were not there: each of these files can be rebuilt
 from the log, and a start without them is only slower.
 """
@@ -32,6 +42,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from zbroker.record.crc import crc32c
@@ -45,6 +56,7 @@ SEGMENT_SUFFIXES: Final = (LOG, INDEX, TIMEINDEX)
 EPOCHS: Final = "leader-epoch-checkpoint"
 HIGH_WATERMARK: Final = "high-watermark"
 CLEAN_MARKER: Final = "clean-shutdown"
+PRODUCERS: Final = "producer-snapshot"
 _SEGMENT_NAME = re.compile(r"([0-9]{20})(\.log|\.index|\.timeindex)\Z")
 
 INDEX_ENTRY = struct.Struct(">II")
@@ -60,6 +72,14 @@ SAVED_FILE_BYTES: Final = 2 * SLOT_SPACING
 _CRC = struct.Struct("<I")
 assert SAVED.size + _CRC.size == RECORD_BYTES
 assert MARKER.size + _CRC.size == RECORD_BYTES
+SNAPSHOT_HEAD = struct.Struct("<4sIqI4x")
+SNAPSHOT_PRODUCER = struct.Struct("<qqhH4x")
+SNAPSHOT_BATCH = struct.Struct("<iiqq")
+assert SNAPSHOT_HEAD.size == 24
+assert SNAPSHOT_PRODUCER.size == 24
+assert SNAPSHOT_BATCH.size == 24
+SNAPSHOT_BYTES_MAX: Final = 1 << 28
+_SNAPSHOT_MAGIC: Final = b"zBps"
 _SAVED_MAGIC: Final = b"zBhw"
 _MARKER_MAGIC: Final = b"zBcs"
 VERSION: Final = 1
@@ -88,6 +108,24 @@ class CleanMarker(NamedTuple):
     log_end: int
     active_base: int
     active_position: int
+
+
+class KnownBatch(NamedTuple):
+    """A batch in `producer-snapshot`: its first and last sequence, its place, and the offset behind it."""
+
+    first_sequence: int
+    last_sequence: int
+    base_offset: int
+    next_offset: int
+
+
+class KnownProducer(NamedTuple):
+    """A producer in `producer-snapshot`. `used_ms` is wall time."""
+
+    producer_id: int
+    used_ms: int
+    epoch: int
+    batches: list[KnownBatch]
 
 
 def segment_name(base_offset: int, suffix: str = LOG) -> str:
@@ -141,3 +179,35 @@ def unpack_marker(data: bytes) -> CleanMarker | None:
     """The marker in the file's content; None when it is not sound."""
     record = data[:RECORD_BYTES]
     return CleanMarker(*MARKER.unpack_from(record)[2:]) if _is_sound(record, _MARKER_MAGIC) else None
+
+
+def pack_snapshot(offset: int, producers: Sequence[KnownProducer]) -> bytes:
+    """The whole `producer-snapshot`: what batches below `offset` say of producers."""
+    parts = [SNAPSHOT_HEAD.pack(_SNAPSHOT_MAGIC, VERSION, offset, len(producers))]
+    for known in producers:
+        parts.append(SNAPSHOT_PRODUCER.pack(known.producer_id, known.used_ms, known.epoch, len(known.batches)))
+        parts += [SNAPSHOT_BATCH.pack(*batch) for batch in known.batches]
+    return _with_crc(b"".join(parts))
+
+
+def unpack_snapshot(data: bytes) -> tuple[int, list[KnownProducer]] | None:
+    """(offset, producers); None when the content is not sound."""
+    end = len(data) - _CRC.size
+    if end < SNAPSHOT_HEAD.size or _CRC.unpack_from(data, end)[0] != crc32c(data[:end]):
+        return None
+    magic, version, offset, count = SNAPSHOT_HEAD.unpack_from(data)
+    if magic != _SNAPSHOT_MAGIC or version != VERSION or count * SNAPSHOT_PRODUCER.size > end:
+        return None
+    position, producers = SNAPSHOT_HEAD.size, []
+    for _ in range(count):
+        if position + SNAPSHOT_PRODUCER.size > end:
+            return None
+        producer_id, used_ms, epoch, batches = SNAPSHOT_PRODUCER.unpack_from(data, position)
+        position += SNAPSHOT_PRODUCER.size
+        following = position + batches * SNAPSHOT_BATCH.size
+        if following > end:
+            return None
+        found = [KnownBatch(*one) for one in SNAPSHOT_BATCH.iter_unpack(data[position:following])]
+        producers.append(KnownProducer(producer_id, used_ms, epoch, found))
+        position = following
+    return (offset, producers) if position == end else None

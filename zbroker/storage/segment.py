@@ -164,6 +164,10 @@ class Segment:
         for _, header in self._walk(0, self.base_offset):
             yield header
 
+    def batches(self, position: int, next_offset: int) -> Iterator[tuple[int, BatchHeader]]:
+        """(position, header) of each batch from `position` on, where the one of `next_offset` begins."""
+        return iter(self._walk(position, next_offset))
+
     def read(self, offset: int, bytes_max: int, upper_offset: int) -> bytes:
         """Whole batches from the one that contains `offset`, below `upper_offset`: at least one, and as many as fit."""
         start, header = self.find(offset)
