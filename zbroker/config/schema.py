@@ -33,6 +33,8 @@ class TopicConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     max_message_bytes: Annotated[int, doc("largest batch accepted", ge=64, le=16 * MIB)] = MIB
     min_insync_replicas: Annotated[int, doc("copies that must be in sync for acks=all", ge=1)] = 1
     file_delete_delay_ms: Annotated[int, doc("from the rename of a segment to .deleted to its unlink", ge=0)] = 1_000
+    dedup_window_ms: Annotated[int, doc("how long a batch's dedup_id is remembered", ge=0)] = 120_000
+    dedup_window_entries_max: Annotated[int, doc("dedup_ids remembered, the newest", ge=1, le=10_000_000)] = 100_000
     message_timestamp_type: Annotated[
         Literal["CreateTime", "LogAppendTime"], doc("whose time a record carries: the producer's or the broker's")
     ] = "CreateTime"
@@ -110,6 +112,7 @@ class StorageSection(Struct, forbid_unknown_fields=True, kw_only=True):
     disk_free_min_bytes: Annotated[int, doc("produce is refused while the disk has less room", ge=0)] = 16 * MIB
     retention_check_interval_ms: Annotated[int, doc("how often retention looks for old segments", ge=10)] = 5_000
     high_watermark_checkpoint_interval_ms: Annotated[int, doc("how often high watermarks are saved", ge=10)] = 5_000
+    producer_id_expiration_ms: Annotated[int, doc("a producer silent for longer is forgotten", ge=1)] = 86_400_000
 
 
 class LoggingSection(Struct, forbid_unknown_fields=True, kw_only=True):
