@@ -24,8 +24,8 @@ def state_of(log: CopiedLog, clock: ManualClock | None = None) -> ProducerState:
     return ProducerState(log, Files(), clock or ManualClock(), CONFIG, expiration_ms=86_400_000)
 
 
-def known(state: ProducerState) -> dict[int, object]:
-    return dict(state.sequences.producers())
+def known(state: ProducerState) -> dict[int, str]:
+    return {producer_id: repr(found) for producer_id, found in state.sequences.producers()}
 
 
 def append(log: CopiedLog, state: ProducerState, count: int) -> None:
