@@ -20,11 +20,13 @@ from zbroker.client.delivery import Delivery
 from zbroker.client.filling import add_extras, add_key
 from zbroker.client.partition_queue import PartitionQueue
 from zbroker.client.settings import ProducerSettings
+from zbroker.client.terms import Terms
 from zbroker.client.topic_refresh import TopicRefresh
 from zbroker.client.topic_sender import TopicSender
 from zbroker.errors import BufferFullError, ClosedError, MessageSizeTooLargeError
 from zbroker.record.batch import read_header
 from zbroker.record.records import Header
+from zbroker.wire.codec import encode
 from zbroker.wire.messages import TopicInfo
 
 RECORDS_PER_BATCH_MAX: Final = 10_000
@@ -129,7 +131,7 @@ class Accumulator:
         queue: PartitionQueue,
         encoded: bytearray,
         *,
-        options: bytes | None = None,
+        terms: Terms | None = None,
         values: Sequence[bytes | None] = (),
         keys: Sequence[bytes | None] = (),
     ) -> Batch:
@@ -147,7 +149,10 @@ class Accumulator:
             header = read_header(encoded)
             batch = delivery.new_batch(queue)
             batch.count, batch.encoded, batch.size_bytes = header.record_count, encoded, len(encoded)
-            batch.timestamp_ms, batch.options = header.base_timestamp, options
+            batch.timestamp_ms = header.base_timestamp
+            if terms is not None:
+                batch.name_id = terms.name_id
+                batch.options = None if terms.options is None else encode(terms.options)
             batch.stamp = (header.producer_id, header.producer_epoch, header.base_sequence)
             batch.values, batch.keys, batch.has_keys = list(values), list(keys), bool(keys)
             queue.add_closed(batch)

@@ -40,8 +40,8 @@ class Batch:
     __slots__ = (
         "attempts", "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_extras",
         "has_headers", "has_keys", "has_times", "headers", "is_doubtful", "is_keyed", "is_open", "is_plain", "keys",
-        "number", "options", "owner", "queue", "refused_with", "room", "sequence", "size_bytes", "stamp", "state",
-        "timestamp_ms", "timestamps_ms", "values",
+        "name_id", "number", "options", "owner", "queue", "refused_with", "room", "sequence", "size_bytes", "stamp",
+        "state", "timestamp_ms", "timestamps_ms", "values",
     )  # fmt: skip
 
     def __init__(self, queue: PartitionQueue, now_ns: int) -> None:
@@ -69,6 +69,7 @@ class Batch:
         self.sequence = -1  # from when it is sent: see sequences.py
         self.is_doubtful = False  # sent, and perhaps in the log, for all that was answered
         self.refused_with = 0
+        self.name_id = 0  # the application's name of it, which then takes the place of a number: see terms.py
         self.options: bytes | None = None  # the second frame of its request
         self.base_offset = -1
         self.error: BrokerError | None = None

@@ -179,7 +179,9 @@ class PartitionQueue:
         producer = self.producer
         while self.waiting and not self.failed and not self.needs_leader and self._has_room_on_the_way():
             batch = self.waiting[0]
-            if self.sequences is None:
+            if batch.name_id:
+                write_stamp(batch, Stamp(batch.name_id, 0, 0))
+            elif self.sequences is None:
                 write_stamp(batch, NO_STAMP)  # one that was read may have another producer's
             elif not self.sequences.stamp(batch):
                 self.needs_leader = True
@@ -202,6 +204,8 @@ class PartitionQueue:
             return True
         if self.sequences is not None and self.sequences.is_new:
             return False
+        if self.waiting[0].name_id or self.in_flight[0].name_id:
+            return False  # nothing but its answer tells its place in the order
         # From the oldest that may have to be sent again: a leader remembers so many, also of those it acknowledged.
         return self.waiting[0].number - self.in_flight[0].number < self.producer.max_in_flight
 

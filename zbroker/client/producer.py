@@ -22,14 +22,13 @@ from zbroker.client.connection import Connection
 from zbroker.client.delivery import Delivery
 from zbroker.client.filling import deliver_to
 from zbroker.client.process_end import EXIT_FLUSH_MS, note_closed, note_open
-from zbroker.client.send_many import BatchRun, Columns, produce_options
+from zbroker.client.send_many import BatchRun, Columns
 from zbroker.client.serialize import RECORD_OVERHEAD_BYTES, as_bytes, plain_size
 from zbroker.client.settings import ProducerSettings, read_settings
+from zbroker.client.terms import Terms, terms_of
 from zbroker.errors import ClosedError, TimeoutError_
 from zbroker.record.records import Headers, RecordMetadata, header_tuple
 from zbroker.record.view import RecordBatch
-from zbroker.wire.codec import encode
-from zbroker.wire.copy_messages import ProduceOptions
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -117,8 +116,8 @@ class Producer(Generic[K, V]):
                         batch.keys.append(key)
                         if batch.is_open or self._accumulator.has_taken(batch, index):
                             return SendFuture(batch, index)
-        options = produce_options(dedup_id, expected_offset)
-        return self._send_special(topic, value, key, headers, partition, timestamp_ms, on_delivery, options)
+        terms = terms_of(dedup_id, expected_offset)
+        return self._send_special(topic, value, key, headers, partition, timestamp_ms, on_delivery, terms)
 
     def _send_special(
         self,
@@ -129,7 +128,7 @@ class Producer(Generic[K, V]):
         partition: int | None,
         timestamp_ms: int | None,
         on_delivery: Any,
-        options: ProduceOptions | None,
+        terms: Terms | None,
     ) -> SendFuture:
         """What `send` does for a record that has more than a value and a key, or needs more done."""
         call = on_delivery or self._on_delivery
@@ -142,11 +141,10 @@ class Producer(Generic[K, V]):
         found = header_tuple(headers) if headers else ()
         named = None if partition is None else self._accumulator.queue_at(sender, partition)
         size = plain_size(value, key, found)
-        if options is not None:
-            columns = Columns(
-                [value], None if key is None else [key], [found], None if timestamp_ms is None else [timestamp_ms]
-            )
-            batch, index = BatchRun(self._accumulator, sender, columns, partition, options).send_as_one(), 0
+        if terms is not None:
+            times = None if timestamp_ms is None else [timestamp_ms]
+            columns = Columns([value], None if key is None else [key], [found], times)
+            batch, index = BatchRun(self._accumulator, sender, columns, partition, terms).send_as_one(), 0
         else:
             batch, index = self._accumulator.add(sender, named, value, key, found, timestamp_ms, size)
         if call is not None:
@@ -181,9 +179,9 @@ class Producer(Generic[K, V]):
         RecordListTooLargeError or MessageSizeTooLargeError when they are too many for one batch: nothing is sent then.
 
         atomic: no more than that.
-        dedup_id: the application's own name for this batch, at most 255 bytes. If the partition got a batch of that
-            name within the topic's `dedup.window.ms`, nothing is stored, and the future gives the first one's offsets.
-            Without keys and partition, the partition follows from the name.
+        dedup_id: the application's own name for this batch. If the partition got a batch of that name within the
+            topic's `dedup.window.ms`, nothing is stored, and the future gives the first one's offsets. Without keys
+            and partition, the partition follows from the name. Nothing else of the partition is on its way meanwhile.
         expected_offset: store the batch only if its first record gets this offset; else the future raises
             WrongExpectedOffsetError, and nothing is stored. Needs `partition`, unless the topic has one.
         """
@@ -191,9 +189,9 @@ class Producer(Generic[K, V]):
         columns = Columns.serialized(values, keys, headers, timestamps_ms, self._value_serializer, self._key_serializer)
         if partition is not None:
             self._accumulator.queue_at(sender, partition)
-        options = produce_options(dedup_id, expected_offset)
-        run = BatchRun(self._accumulator, sender, columns, partition, options)
-        if (atomic or options is not None) and values:
+        terms = terms_of(dedup_id, expected_offset)
+        run = BatchRun(self._accumulator, sender, columns, partition, terms)
+        if (atomic or terms is not None) and values:
             return BatchFuture([run.send_as_one()])
         return BatchFuture(run.send())
 
@@ -233,10 +231,9 @@ class Producer(Generic[K, V]):
         encoded = bytearray(batch.raw()) if isinstance(batch, RecordBatch) else batch.encode()
         if len(encoded) > self._accumulator.request_bytes_max:
             raise self._accumulator.too_large(len(encoded))
-        found = produce_options(dedup_id, expected_offset)
-        options = None if found is None else encode(found)
+        terms = terms_of(dedup_id, expected_offset)
         queue = self._accumulator.queue_at(sender, batch.partition)
-        return BatchFuture([self._accumulator.enqueue(queue, encoded, options=options)])
+        return BatchFuture([self._accumulator.enqueue(queue, encoded, terms=terms)])
 
     def flush(self, *, timeout_ms: int | None = None, local: bool = False) -> int:
         """Send everything and wait until all is answered. Returns how many records are still unanswered after

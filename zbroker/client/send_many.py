@@ -13,16 +13,13 @@ from typing import Any, Final, NamedTuple
 from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX, Accumulator
 from zbroker.client.batches import Batch
 from zbroker.client.partition_queue import PartitionQueue
-from zbroker.client.partitioner import mmh3_of
+from zbroker.client.terms import Terms
 from zbroker.client.topic_sender import TopicSender
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import InvalidRecordError, RecordListTooLargeError
 from zbroker.record.columns import encode_columns
 from zbroker.record.records import Headers, header_tuple
-from zbroker.wire.codec import encode
-from zbroker.wire.copy_messages import ProduceOptions
 
-DEDUP_ID_BYTES_MAX: Final = 255
 MANY_BYTES: Final = 128 << 10  # what stays in a core's cache from the encoder to the ring
 
 
@@ -63,18 +60,6 @@ class Columns(NamedTuple):
         return Columns(*(None if column is None else [column[i] for i in indexes] for column in self))  # type: ignore[arg-type]
 
 
-def produce_options(dedup_id: str | bytes | None, expected_offset: int | None) -> ProduceOptions | None:
-    """What goes with a batch. Raises InvalidRecordError for a name or an offset that can be none."""
-    if dedup_id is None and expected_offset is None:
-        return None
-    name = b"" if dedup_id is None else dedup_id.encode() if isinstance(dedup_id, str) else bytes(dedup_id)
-    if dedup_id is not None and not 0 < len(name) <= DEDUP_ID_BYTES_MAX:
-        raise InvalidRecordError(f"dedup_id: 1 to {DEDUP_ID_BYTES_MAX} bytes, not {len(name)}")
-    if expected_offset is not None and expected_offset < 0:
-        raise InvalidRecordError(f"expected_offset: {expected_offset} is below 0")
-    return ProduceOptions(-1 if expected_offset is None else expected_offset, name)
-
-
 class BatchRun:
     """One `send_many`."""
 
@@ -84,13 +69,13 @@ class BatchRun:
         sender: TopicSender,
         columns: Columns,
         partition: int | None,
-        options: ProduceOptions | None = None,
+        terms: Terms | None = None,
     ) -> None:
         self._accumulator = accumulator
         self._sender = sender
         self._columns = columns
         self._partition = partition
-        self._options = options
+        self._terms = terms or Terms(None, 0)
         self._batches: list[Batch] = []
 
     def send_as_one(self) -> Batch:
@@ -102,19 +87,18 @@ class BatchRun:
         encoded = self._encode(columns, queue)
         if len(encoded) > self._accumulator.request_bytes_max:
             raise self._accumulator.too_large(len(encoded))
-        options = None if self._options is None else encode(self._options)
         keys = columns.keys or ()
-        return self._accumulator.enqueue(queue, encoded, options=options, values=columns.values, keys=keys)
+        return self._accumulator.enqueue(queue, encoded, terms=self._terms, values=columns.values, keys=keys)
 
     def _queue_of_all(self) -> PartitionQueue:
         sender, keys = self._sender, self._columns.keys
         if self._partition is not None:
             return sender.at(self._partition)
-        if self._options is not None and self._options.expected_offset >= 0 and sender.count > 1:
+        if self._terms.options is not None and sender.count > 1:
             raise InvalidRecordError("expected_offset: name the partition that it is of")
-        if self._options is not None and self._options.dedup_id and (keys is None or all(key is None for key in keys)):
+        if self._terms.name_id and (keys is None or all(key is None for key in keys)):
             # Wherever it is sent from and whenever: to where the first one went.
-            return sender.queues[mmh3_of(self._options.dedup_id) % sender.count]
+            return sender.queues[self._terms.name_id % sender.count]
         queues = {sender.queue_for(key) for key in (keys or [None])}
         if len(queues) > 1:
             raise InvalidRecordError("the keys of an atomic batch belong to different partitions: name one")

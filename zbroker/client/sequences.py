@@ -105,7 +105,7 @@ class Sequences:
         if last_waiting is None:
             return Stamp(self.identity.producer_id, self.identity.producer_epoch, self._next)
         found = last_waiting.stamp
-        if found[2] < 0:
+        if found[2] < 0 or last_waiting.name_id:
             return NO_STAMP
         return Stamp(found[0], found[1], after(found[2], last_waiting.count))
 
@@ -121,6 +121,8 @@ class Sequences:
 
     def was_acknowledged(self, batch: Batch) -> None:
         """The batch is in the log, and so is what was sent before it and not refused."""
+        if batch.sequence < 0:
+            return
         if batch.number > self._newest:  # an older one is acknowledged late when its first answer was lost
             self._newest = batch.number
             self._acknowledged = after(batch.sequence, batch.count)
