@@ -239,13 +239,17 @@ class Delivery:
 
     def _is_in_lane(self, queue: PartitionQueue, number: int) -> bool:
         """Whether a worker will take every batch up to that one even if this process dies now. The lock is held."""
-        lane = queue.lane
-        return queue.is_sent_until(number) and (lane is None or not lane.is_backed_up)
+        return queue.is_sent_until(number) and not (queue.lane is not None and queue.lane.is_backed_up)
 
     def _unsent_records(self) -> int:
         with self.lock:
-            queues = [queue for queue in self._queues.values() if not self._is_in_lane(queue, queue.closed_count)]
-            return sum(batch.count for queue in queues for batch in (*queue.waiting, *queue.failed, *queue.in_flight))
+            total = 0
+            for queue in self._queues.values():
+                is_backed_up = queue.lane is not None and queue.lane.is_backed_up
+                # What a lane has no room for is in flight, and at the end of it: which batches is not known here.
+                batches = [*queue.waiting, *queue.failed, *(queue.in_flight if is_backed_up else ())]
+                total += sum(batch.count for batch in batches)
+            return total
 
     def unanswered_records(self) -> int:
         """Records that are queued or on their way."""
