@@ -228,7 +228,7 @@ def _read_one(
     never fit else."""
     high_watermark = leader.high_watermark
     leader.note_reader(wanted.offset)
-    if not leader.log.log_start <= wanted.offset <= high_watermark:
+    if not leader.log.log_start <= wanted.offset <= max(high_watermark, leader.log.log_end):
         return OffsetOutOfRangeError.code, b""
     if not wanted.max_bytes:
         return 0, b""  # a reader of the files only says how far it is

@@ -16,6 +16,7 @@ from zbroker.errors import OffsetOutOfRangeError, StorageError
 from zbroker.ids import TopicPartition
 from zbroker.shm.board import BoardWriter, PartitionCellWriter
 from zbroker.shm.coordinator_board import CoordinatorBoardWriter
+from zbroker.shm.layout import CellState
 from zbroker.wire.messages import PartitionInfo
 
 TP = TopicPartition("t", 0)
@@ -218,3 +219,36 @@ def test_a_board_of_an_older_epoch_than_the_metadata_is_not_followed(host: Host)
     host.publish(epoch=EPOCH + 1)
     host.open(host.info(EPOCH + 1))
     host.open(host.info(EPOCH))
+
+
+def test_an_offset_that_the_log_has_and_the_high_watermark_has_not_reached_is_waited_for(host: Host) -> None:
+    host.writer.fill(3)
+    log = host.writer.log
+    host.cell.restate(
+        leader_epoch=EPOCH, log_start=0, log_end=9, segment_base=log.active_base, position=log.active_position,
+        high_watermark=3, durable=0, size_bytes=0, segment_count=1,
+    )  # fmt: skip
+    one = host.open()
+    assert not one.has_more(6), "the other copies have it soon"
+    assert one.read(6, 1 << 20) == []
+    assert one.has_more(10)
+    with pytest.raises(OffsetOutOfRangeError):
+        one.read(10, 1 << 20)
+    host.publish()
+    assert [batch.base_offset for batch in one.read(6, 1 << 20)] == [6]
+
+
+def test_a_cell_that_follows_another_copy_is_not_read_and_one_that_retired_is_read_to_its_end(host: Host) -> None:
+    host.writer.fill(2)
+    host.publish()
+    one, other = host.open(), host.open()
+    assert [batch.base_offset for batch in one.read(0, 1 << 20)] == [0, 3]
+    host.cell.retire()
+    assert [batch.base_offset for batch in other.read(0, 1 << 20)] == [0, 3], "what was readable stays so"
+    log = host.writer.log
+    host.cell.restate(
+        leader_epoch=EPOCH + 1, log_start=0, log_end=6, segment_base=log.active_base, position=log.active_position,
+        high_watermark=6, durable=0, size_bytes=0, segment_count=1, state=CellState.FOLLOWING,
+    )  # fmt: skip
+    assert one.read(3, 1 << 20) == []
+    assert one.is_moved()

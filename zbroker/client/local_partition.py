@@ -111,12 +111,17 @@ class LocalPartition:
         self._is_lost = False
         self.high_watermark = cell.high_watermark
         self._is_durable_only = is_durable_only
+        self._epoch = view.leader_epoch
+        self._cell_version = -1
 
     def has_more(self, offset: int) -> bool:
         """Whether `read` would have something to do or to say: one load. Not when the cell is known to be another's."""
-        if self._is_durable_only and self.held_back(offset):
+        high_watermark = self.high_watermark()
+        if high_watermark == offset or self._is_lost:
             return False
-        return self.high_watermark() != offset and not self._is_lost
+        if high_watermark < offset:
+            return not self._is_awaited(offset)
+        return not self.held_back(offset)
 
     def held_back(self, offset: int) -> int:
         """The high watermark, when there are records at `offset` and they are not to be read before they are synced."""
@@ -147,14 +152,39 @@ class LocalPartition:
         return batches
 
     def _frontier(self) -> Frontier | None:
-        """How far this reader may read: what the cell says of one instant, None when it is not this partition's."""
-        if not self._is_durable_only:
-            return self._cell.frontier()
+        """How far this reader may read: what the cell says of one instant, None when it is not to be followed any more.
+
+        A cell that has not changed but by appends since it was looked at is believed at once.
+        """
+        words, at = self._words, self._cell.at
+        version = words[at]
+        if version == self._cell_version and not self._is_durable_only:
+            frontier = self._cell.frontier()
+            if words[at] == version:
+                return frontier
         view = self._cell.view()
-        if view is None:
+        if view is None or not self._may_follow(view):
             return None
+        if words[at] == version:
+            self._cell_version = version
+        if not self._is_durable_only:
+            return view.high_watermark, view.segment_base, view.position
         # The position is the high watermark's; it bounds the mapping only, and offsets bound what is given out.
         return min(view.durable, view.high_watermark), view.segment_base, view.position
+
+    def _may_follow(self, view: PartitionView) -> bool:
+        """Whether the files still are what the cell says of them.
+
+        A copy that follows another one may be cut and written anew, while the mapping shows what it was before: its
+        cell is not followed. A leader that has lost its office, or died, shows its last high watermark, and all before
+        that stays as it is. One that leads again may have been cut in between: its files are mapped anew.
+        """
+        if view.state is CellState.LEADING:
+            if view.leader_epoch != self._epoch:
+                self._epoch = view.leader_epoch
+                self._log.forget()
+            return True
+        return view.state is CellState.RETIRED and view.leader_epoch == self._epoch
 
     def bytes_ahead(self, offset: int) -> int | None:
         """Bytes that can be read from `offset` on; None: many."""
@@ -196,11 +226,17 @@ class LocalPartition:
         """Whether the process whose board this reads still runs."""
         return self._board.is_alive
 
+    def _is_awaited(self, offset: int) -> bool:
+        """Whether the log reaches an offset that the high watermark has not reached: a new leader has the records and
+        is about to hear that the other copies have them."""
+        view = self._cell.view()
+        return view is not None and view.high_watermark < offset <= view.log_end
+
     def _check_range(self, offset: int) -> None:
         view: PartitionView | None = self._cell.view()
         if view is None or view.state is CellState.FREE:
             self._is_lost = True
-        elif not view.log_start <= offset <= view.high_watermark:
+        elif not view.log_start <= offset <= max(view.high_watermark, view.log_end):
             raise OffsetOutOfRangeError(out_of_range(self.tp, offset, view.log_start, view.high_watermark))
 
     def _note_missing(self, offset: int, error: SegmentMissingError) -> None:
