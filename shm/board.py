@@ -21,6 +21,7 @@ Counters and beats are single words that may be stale by one store; no decision 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from zbroker.shm.layout import CellState, Counter, ProcessState
 
 CELLS_DEFAULT = 4096
 SNAPSHOT_TRIES_MAX = 2_000
+READERS_GONE_NS = 60_000_000_000  # without a question for so long, those who asked are taken to have left
 _SUFFIX = ".board"
 
 
@@ -70,10 +72,14 @@ class PartitionView(NamedTuple):
     segment_count: int
     state: CellState
     readers_next: int = 0
+    readers_seen_ns: int = 0
 
     @property
     def reader_offset(self) -> int | None:
-        """The highest offset that a reader has asked for; None: none has asked since this process leads."""
+        """The highest offset that a reader has asked for; None: none has asked since this process leads.
+
+        `readers_seen_ns` says when one asked last, on the monotonic clock.
+        """
         return self.readers_next - 1 if self.readers_next else None
 
 
@@ -140,9 +146,12 @@ class PartitionCellWriter:
         self._words[layout.P_DURABLE] = offset
 
     def note_reader(self, offset: int) -> None:
-        """A reader asks for what is at `offset`: remembered if it is the furthest so far."""
-        if offset >= self._words[layout.P_READERS_NEXT]:
-            self._words[layout.P_READERS_NEXT] = offset + 1
+        """A reader asks for what is at `offset`: remembered if it is the furthest, or the first after a long time."""
+        now_ns = time.monotonic_ns()
+        words = self._words
+        if offset >= words[layout.P_READERS_NEXT] or now_ns - words[layout.P_READERS_SEEN_NS] > READERS_GONE_NS:
+            words[layout.P_READERS_NEXT] = offset + 1
+        words[layout.P_READERS_SEEN_NS] = now_ns
 
     def retire(self) -> None:
         """This process leads the partition no more. The last high watermark stays readable until the slot is freed."""

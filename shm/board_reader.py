@@ -179,7 +179,9 @@ def read_cell(words: memoryview, at: int) -> PartitionView | None:
             state = CellState(cell[layout.P_STATE])
             key = layout.split_key(cell[layout.P_KEY])
             stated = cell[layout.P_LEADER_EPOCH : layout.P_STATE]
-            return PartitionView._make((*key, *stated, state, cell[layout.P_READERS_NEXT]))
+            return PartitionView._make(
+                (*key, *stated, state, *cell[layout.P_READERS_NEXT : layout.P_READERS_SEEN_NS + 1])
+            )
         if attempt % _YIELD_EVERY == 0:
             os.sched_yield()
     return None

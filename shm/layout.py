@@ -20,7 +20,8 @@ BOARD, one file `<process name>.<incarnation, 16 hex>.board` per process incarna
     partition cell, 16 words, two cache lines; a consumer's read touches the first only:
                  0 version  1 key  2 leader_epoch  3 log_start  4 log_end  5 segment_base  6 position  7 high_watermark
                  8 durable  9 last_append_ns  10 size_bytes  11 segment_count  12 state
-                13 readers_next: 1 + the highest offset that a reader asked for; 0: none has asked  14..15 reserved
+                13 readers_next: 1 + the highest offset that a reader asked for; 0: none has asked
+                14 readers_seen_ns: when one asked last  15 reserved
 
 COORDINATOR'S BOARD: the same header with kind 2; then the wanted processes; then one 8-word cell a partition:
 
@@ -95,7 +96,8 @@ PARTITION_CELL_WORDS: Final = 16
     P_SEGMENT_COUNT,
     P_STATE,
     P_READERS_NEXT,
-) = range(14)
+    P_READERS_SEEN_NS,
+) = range(15)
 
 WANTED_WORDS: Final = 4096
 WANTED_MAX: Final = WANTED_WORDS - 2

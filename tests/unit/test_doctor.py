@@ -15,7 +15,7 @@ from zbroker.config.schema import MIB, ServerConfig
 from zbroker.doctor import host, settings, traffic
 from zbroker.doctor.findings import Finding, Level
 from zbroker.ids import own_incarnation, worker_number
-from zbroker.shm.board import BoardWriter, PartitionView
+from zbroker.shm.board import READERS_GONE_NS, BoardWriter, PartitionView
 from zbroker.shm.layout import CellState, Counter
 
 HERE = Path("/somewhere")
@@ -116,17 +116,24 @@ def test_rule_2_slow_produce_is_traced_to_small_batches() -> None:
     assert "batch_size" in finding.fix
 
 
-def look(high_watermark: int, readers_next: int, state: CellState = CellState.LEADING) -> PartitionView:
-    return PartitionView(1, 0, 1, 0, high_watermark, 0, 0, high_watermark, 0, 0, 0, 1, state, readers_next)
+NOW_NS = 10 * READERS_GONE_NS
+
+
+def look(
+    high_watermark: int, readers_next: int, state: CellState = CellState.LEADING, seen_ns: int = NOW_NS
+) -> PartitionView:
+    return PartitionView(1, 0, 1, 0, high_watermark, 0, 0, high_watermark, 0, 0, 0, 1, state, readers_next, seen_ns)
 
 
 def test_rule_1_a_backlog_is_traced_to_too_few_consumers() -> None:
     """S-193: more consumers, each with its own partitions, are what to add."""
-    assert traffic.backlog([]).level is Level.PASS
-    assert traffic.backlog([look(5_000_000, 0)]).level is Level.PASS, "nobody reads it"
-    assert traffic.backlog([look(5_000_000, 4_999_991)]).level is Level.PASS
-    assert traffic.backlog([look(5_000_000, 1, CellState.RETIRED)]).level is Level.PASS, "led elsewhere by now"
-    finding = traffic.backlog([look(10, 11), look(5_000_000, 4_000_001)])
+    assert traffic.backlog([], NOW_NS).level is Level.PASS
+    assert traffic.backlog([look(5_000_000, 0)], NOW_NS).level is Level.PASS, "nobody reads it"
+    assert traffic.backlog([look(5_000_000, 4_999_991)], NOW_NS).level is Level.PASS
+    assert traffic.backlog([look(5_000_000, 1, CellState.RETIRED)], NOW_NS).level is Level.PASS, "led elsewhere by now"
+    long_ago_ns = NOW_NS - READERS_GONE_NS
+    assert traffic.backlog([look(5_000_000, 1, seen_ns=long_ago_ns)], NOW_NS).level is Level.PASS, "its reader has left"
+    finding = traffic.backlog([look(10, 11), look(5_000_000, 4_000_001)], NOW_NS)
     assert finding.level is Level.WARN
     assert "1000000 records behind in 2 partitions" in finding.message
     assert "more consumers" in finding.fix

@@ -44,7 +44,9 @@ def lead(cell: PartitionCellWriter, *, epoch: int = 1, high_watermark: int = 0, 
     )  # fmt: skip
 
 
-def test_the_furthest_reader_is_shown_from_the_first_question_on(boards: tuple[BoardWriter, BoardReader]) -> None:
+def test_the_furthest_reader_is_shown_from_the_first_question_on(
+    boards: tuple[BoardWriter, BoardReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer, reader = boards
     cell = writer.claim(1, 0)
     lead(cell, high_watermark=100)
@@ -54,6 +56,12 @@ def test_the_furthest_reader_is_shown_from_the_first_question_on(boards: tuple[B
         view = reader.read_cell(cell.slot)
         assert view is not None
         assert view.reader_offset == shown
+        assert (view.readers_seen_ns > 0) == (asked is not None)
+    monkeypatch.setattr("zbroker.shm.board.READERS_GONE_NS", -1)
+    cell.note_reader(5)
+    view = reader.read_cell(cell.slot)
+    assert view is not None
+    assert view.reader_offset == 5, "whoever was further has left"
     writer.free(cell)
     view = reader.read_cell(writer.claim(2, 0).slot)
     assert view is not None

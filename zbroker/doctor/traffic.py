@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from zbroker import ids
 from zbroker.doctor.findings import Finding, passed, warned
 from zbroker.errors import BrokerError
-from zbroker.shm.board import PartitionView
+from zbroker.shm.board import READERS_GONE_NS, PartitionView
 from zbroker.shm.board_reader import BoardReader, find_boards
 from zbroker.shm.layout import CellState, Counter
 
@@ -27,15 +28,17 @@ def batching(batches: int, records: int, size_bytes: int) -> Finding:
     return passed("batching", text)
 
 
-def backlog(partitions: Iterable[PartitionView]) -> Finding:
+def backlog(partitions: Iterable[PartitionView], now_ns: int) -> Finding:
     """S-193: records wait because those who read them are slower than those who write them.
 
     The reader that is furthest ahead counts, and what it has asked for last: one that works on a long list of records
-    is judged by where that list began. A partition that nobody reads has no backlog.
+    is judged by where that list began. A partition that nobody has asked about for a minute is not read, and has no
+    backlog.
     """
     behind: list[tuple[int, str]] = []
     for view in partitions:
-        if view.state is CellState.LEADING and view.reader_offset is not None:
+        is_read = view.readers_seen_ns > now_ns - READERS_GONE_NS
+        if view.state is CellState.LEADING and view.reader_offset is not None and is_read:
             name = f"partition {view.partition} of topic {view.topic_id:08x}"
             behind.append((view.high_watermark - view.reader_offset, name))
     if not behind:
@@ -65,4 +68,4 @@ def examine_traffic(boards_dir: Path) -> list[Finding]:
         size_bytes += board.counter(Counter.BYTES_IN)
         partitions += board.partitions()
         board.close()
-    return [batching(batches, records, size_bytes), backlog(partitions)]
+    return [batching(batches, records, size_bytes), backlog(partitions, time.monotonic_ns())]
