@@ -122,9 +122,9 @@ class Accumulator:
             self._last_thread = get_ident()
         return self._last_thread if self._opened_in_a_row >= 0 else 0
 
-    def too_large(self, size: int) -> MessageSizeTooLargeError:
-        """The error of a record above the limit."""
-        return MessageSizeTooLargeError(f"a record of {size} bytes; requests take {self.batch_limit}")
+    def too_large(self, size: int, what: str = "record") -> MessageSizeTooLargeError:
+        """The error of a record, or a batch that must not be divided, above the limit."""
+        return MessageSizeTooLargeError(f"a {what} of {size} bytes; requests take {self.batch_limit}")
 
     def enqueue(
         self,

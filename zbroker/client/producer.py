@@ -230,7 +230,7 @@ class Producer(Generic[K, V]):
         sender = self._accumulator.topic(batch.topic)
         encoded = bytearray(batch.raw()) if isinstance(batch, RecordBatch) else batch.encode()
         if len(encoded) > self._accumulator.request_bytes_max:
-            raise self._accumulator.too_large(len(encoded))
+            raise self._accumulator.too_large(len(encoded), "batch")
         terms = terms_of(dedup_id, expected_offset)
         queue = self._accumulator.queue_at(sender, batch.partition)
         return BatchFuture([self._accumulator.enqueue(queue, encoded, terms=terms)])

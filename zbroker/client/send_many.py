@@ -86,7 +86,7 @@ class BatchRun:
         queue = self._queue_of_all()
         encoded = self._encode(columns, queue)
         if len(encoded) > self._accumulator.request_bytes_max:
-            raise self._accumulator.too_large(len(encoded))
+            raise self._accumulator.too_large(len(encoded), "batch")
         keys = columns.keys or ()
         return self._accumulator.enqueue(queue, encoded, terms=self._terms, values=columns.values, keys=keys)
 
