@@ -1,9 +1,7 @@
-"""Whether to watch for a moment before sleeping: the rule, and the watching.
+"""Whether a worker watches its lanes for a moment before it sleeps.
 
-A wait that ends within the spin saves two system calls and a switch of processes; one that does not has burnt a core
-for nothing. So it spins only while most waits of late were short, with one try in `PROBE_EVERY` to notice when they
-become so, and only while more cores are there than lanes that have talked lately: then nobody who could answer is
-kept from running.
+Beside what `zbroker.shm.spin` says, only while more cores are there than lanes that have talked lately: then nobody who
+could ask is kept from running.
 """
 
 from __future__ import annotations
@@ -11,10 +9,9 @@ from __future__ import annotations
 import time
 from typing import Final, Protocol
 
-NS_PER_US: Final = 1_000
+from zbroker.shm.spin import SpinWatch
+
 RECENT_NS: Final = 20_000_000
-PROBE_EVERY: Final = 64
-SCORE_MAX: Final = 8
 
 
 class Watched(Protocol):
@@ -31,35 +28,13 @@ class Spin:
     """Decides and watches. `note_work` is called when requests were taken."""
 
     def __init__(self, spin_us: int, core_count: int, lanes: Watched) -> None:
-        self._spin_ns = spin_us * NS_PER_US
         self._core_count = core_count
         self._lanes = lanes
-        self._score = SCORE_MAX
-        self._slept_count = 0
-        self._idle_since_ns = 0
-
-    def note_work(self) -> None:
-        """Requests came: judge how long they were waited for."""
-        if self._idle_since_ns:
-            is_short = time.monotonic_ns() - self._idle_since_ns <= self._spin_ns
-            self._score = min(SCORE_MAX, self._score + 2) if is_short else max(0, self._score - 1)
-            self._idle_since_ns = 0
+        self._spin = SpinWatch(spin_us, core_count)
+        self.note_work = self._spin.note_work
 
     def until_input(self) -> bool:
         """Watch for at most the spin time, if that may pay. Returns whether a request came."""
-        if not self._spin_ns or self._core_count < 2:
+        if not 0 < self._lanes.busy_count(time.monotonic_ns() - RECENT_NS) < self._core_count:
             return False
-        now_ns = time.monotonic_ns()
-        self._idle_since_ns = now_ns
-        self._slept_count += 1
-        if not self._score and self._slept_count % PROBE_EVERY:
-            return False
-        busy_count = self._lanes.busy_count(now_ns - RECENT_NS)
-        if not 0 < busy_count < self._core_count:
-            return False
-        end_ns = now_ns + self._spin_ns
-        has_input = self._lanes.has_input
-        while not has_input():
-            if time.monotonic_ns() >= end_ns:
-                return False
-        return True
+        return self._spin.watch(self._lanes.has_input)

@@ -21,7 +21,6 @@ import os
 import select
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -29,6 +28,7 @@ from types import EllipsisType
 from typing import Any, Final
 
 from zbroker import ids
+from zbroker.client.fork_guard import check_process, guard, let_go
 from zbroker.client.lanes import ClientLane, Frame
 from zbroker.client.process_watch import ProcessWatch
 from zbroker.client.unanswered import OnReply, Pending, Unanswered
@@ -38,23 +38,23 @@ from zbroker.errors import (
     BrokerNotAvailableError,
     ClosedError,
     ConcurrentUseError,
-    ForkError,
     NotLeaderForPartitionError,
     RequestTimedOutError,
     ThrottlingQuotaExceededError,
 )
 from zbroker.shm.doorbell import Doorbell
+from zbroker.shm.spin import SpinWatch
 from zbroker.transport.sockets import Context, DealerSocket
 from zbroker.wire.layout import pack_request, unpack_header
 
 ATTEMPT_TIMEOUT_MS: Final = 1_000
 SLEEP_MS: Final = 100
-SPIN_NS: Final = 50_000
+SPIN_US: Final = 200
+LOOK_INTERVAL_NS: Final = NS_PER_MS
 EXPIRY_INTERVAL_NS: Final = 20 * NS_PER_MS
 OUTBOX_MAX: Final = 10_000
 SOCKET_FRAME_BYTES_MAX: Final = 64 << 20
 _WAKE: Final = b"\0\0\0\0"
-_open: weakref.WeakSet[Exchange] = weakref.WeakSet()
 
 
 class Exchange:
@@ -73,8 +73,8 @@ class Exchange:
         self._pumping_thread = 0
         self._outbox: deque[tuple[int, tuple[Frame, ...]]] = deque()
         self._next_expiry_ns = 0
-        self._last_wait_ns = 0
-        self._may_spin = len(os.sched_getaffinity(0)) > 1
+        self._next_look_ns = 0
+        self._spin = SpinWatch(SPIN_US, len(os.sched_getaffinity(0)))
         self.is_closed = False
         self.last_pump_ns = 0
         self._context = Context()
@@ -84,15 +84,11 @@ class Exchange:
         self._watch = ProcessWatch(self._poll)
         self._poll.register(self._socket.fileno(), select.POLLIN)
         self._poll.register(self._doorbell.fileno(), select.POLLIN)
-        _open.add(self)
+        guard(self)
 
     def check_usable(self) -> None:
         """Raise ForkError in another process than the one that connected, ClosedError after `close`."""
-        if os.getpid() != self._pid:
-            raise ForkError(
-                f"a client made in pid {self._pid} was used in pid {os.getpid()}; create one per process "
-                "(gunicorn: post_fork, celery: worker_process_init)"
-            )
+        check_process(self._pid)
         if self.is_closed:
             raise ClosedError("this client is closed")
 
@@ -235,17 +231,13 @@ class Exchange:
         delivered = self._deliver()
         if delivered or timeout_ms <= 0:
             return delivered
-        started_ns = time.monotonic_ns()
-        if self._may_spin and self._last_wait_ns < SPIN_NS and self._lane_list:
-            rings = [lane.readable for _, lane in self._lane_list]
-            while time.monotonic_ns() - started_ns < SPIN_NS:
-                for readable in rings:
-                    if readable():
-                        self._last_wait_ns = time.monotonic_ns() - started_ns
-                        return self._deliver()
+        if self._lane_list and self._spin.watch(self._has_reply):
+            return self._deliver()
         self._sleep(min(timeout_ms, SLEEP_MS))
-        self._last_wait_ns = time.monotonic_ns() - started_ns
         return self._deliver()
+
+    def _has_reply(self) -> bool:
+        return any(lane.readable() for _, lane in self._lane_list)
 
     def _sleep(self, timeout_ms: float) -> None:
         """Block until something may have come. No lock is held while it does."""
@@ -259,7 +251,9 @@ class Exchange:
         try:
             may_sleep = all(lane.prepare_sleep() for lane in lanes)
             with self._lock:
-                may_sleep = may_sleep and not self._socket.has_input() and not self._unanswered.has_lost
+                if self._socket.needs_look and self._socket.has_input():
+                    may_sleep = False
+                may_sleep = may_sleep and not self._unanswered.has_lost
             if may_sleep:
                 ready = self._poll.poll(1 if backed_up else max(timeout_ms, 0.05))
         finally:  # also after Ctrl-C: the next sleep begins awake
@@ -269,7 +263,9 @@ class Exchange:
         for fd, _ in ready:
             if fd == self._doorbell.fileno():
                 self._doorbell.drain()
-            elif fd != self._socket.fileno():
+            elif fd == self._socket.fileno():
+                self._socket.needs_look = True
+            else:
                 with self._lock:
                     number = self._watch.number_of(fd)
                 if number is not None:
@@ -321,13 +317,9 @@ class Exchange:
             except BrokerError as error:
                 with self._lock:
                     self._drop_lane(target, error.message)
-        while True:
-            with self._lock:
-                # Asking costs a microsecond, an empty receive ten.
-                message = self._socket.receive() if not self.is_closed and self._socket.has_input() else None
-            if message is None:
-                break
-            delivered += self._take(message)
+        if self._socket.needs_look or now_ns >= self._next_look_ns or not self._lane_list:
+            self._next_look_ns = now_ns + LOOK_INTERVAL_NS
+            delivered += self._take_from_socket()
         if now_ns >= self._next_expiry_ns:
             self._next_expiry_ns = now_ns + EXPIRY_INTERVAL_NS
             with self._lock:
@@ -347,10 +339,22 @@ class Exchange:
                     self._closing_lanes.pop().close()
         return self._unanswered.settle()
 
+    def _take_from_socket(self) -> int:
+        taken = 0
+        while True:
+            with self._lock:
+                # Asking costs a microsecond or more, an empty receive ten.
+                message = self._socket.receive() if not self.is_closed and self._socket.has_input() else None
+            if message is None:
+                return taken
+            taken += self._take(message)
+
     def _take_from(self, lane: ClientLane) -> int:
         taken = 0
         while (message := lane.receive()) is not None:
             taken += self._take(message)
+        if taken:
+            self._spin.note_work()
         return taken
 
     def _take(self, message: Sequence[Any]) -> int:
@@ -373,7 +377,7 @@ class Exchange:
             raise ConcurrentUseError("a callback must not close its client: it is the client that calls it")
         with self._lock:
             self.is_closed = True
-        _open.discard(self)
+        let_go(self)
         if os.getpid() != self._pid:
             return
         with self._pump_lock, self._lock:
@@ -390,11 +394,3 @@ class Exchange:
 
     def __reduce__(self) -> Any:
         raise TypeError("a client holds sockets and shared memory of its process: create one per process")
-
-
-def _mark_forked() -> None:
-    for exchange in _open:
-        exchange.is_closed = True
-
-
-os.register_at_fork(after_in_child=_mark_forked)

@@ -60,7 +60,7 @@ class WorkersSection(Struct, forbid_unknown_fields=True, kw_only=True):
         doc("worker processes; auto: one a core, at most 8; per-partition: one a partition"),
     ] = "auto"
     pin: Annotated[bool, doc("bind worker N to core N modulo the cores")] = False
-    spin_us: Annotated[int, doc("busy wait before sleeping, when a core is free; 0: never", ge=0, le=1_000)] = 50
+    spin_us: Annotated[int, doc("busy wait before sleeping, when a core is free; 0: never", ge=0, le=1_000)] = 200
 
 
 class ReplicasSection(Struct, forbid_unknown_fields=True, kw_only=True):
