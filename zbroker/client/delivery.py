@@ -337,7 +337,9 @@ class Delivery:
                     reason = error
                     with self.lock:
                         queue.leader_unknown()
-                    if not error.retriable:
+                    if error.fatal:
+                        self._fail_everything(error)
+                    elif not error.retriable:
                         self._fail_all(queue, error)
         finally:
             self._service_lock.release()
@@ -350,6 +352,11 @@ class Delivery:
     def _fail_all(self, queue: PartitionQueue, error: BrokerError) -> None:
         with self.lock:
             calls = queue.abandon(error)
+        self._make_calls(calls)
+
+    def _fail_everything(self, error: BrokerError) -> None:
+        with self.lock:
+            calls = self.fence(error)
         self._make_calls(calls)
 
     def _find_route(self, queue: PartitionQueue) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from zbroker import ids
 from zbroker.client.connection import Connection
 from zbroker.client.sequences import Identity
-from zbroker.errors import OutOfOrderSequenceNumberError
+from zbroker.errors import ProducerFencedError
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.copy_messages import InitProducerId, ProducerId
 from zbroker.wire.layout import Api
@@ -21,11 +21,11 @@ class ProducerIds:
 
     def get(self, generation: int, timeout_ms: int) -> Identity:
         """The identity of a generation. Raises the coordinator's error, RequestTimedOutError, or, for a second one of a
-        named producer, OutOfOrderSequenceNumberError: a newer epoch of the name might fence its successor."""
+        named producer, ProducerFencedError: a newer epoch of the name might fence its successor."""
         while len(self._known) <= generation:
             if self._known and self._name:
-                raise OutOfOrderSequenceNumberError(
-                    "the broker lost records that it had acknowledged, or one may be stored or not; "
+                raise ProducerFencedError(
+                    "a record may be stored or not, or the broker lost what it had acknowledged: "
                     f"close this producer and open {self._name!r} again"
                 )
             request = encode(InitProducerId(self._name))
