@@ -28,6 +28,16 @@ RESET_INTERVAL_NS: Final = 1_000 * NS_PER_MS
 """What a replaced socket held is freed by another thread, some time later."""
 ACCEPTS_PER_MS_MAX: Final = 100
 """More than one I/O thread has been seen to accept: what may come between two looks."""
+INTERVAL_MIN_MS: Final = 10
+INTERVAL_MAX_MS: Final = 100
+FEW_FILES: Final = 4096
+FRESH_NS: Final = 50 * NS_PER_MS
+FRESH_INTERVAL_MS: Final = 1
+"""For a moment after it listens again, whoever waited comes at once."""
+QUICK_NS: Final = 200 * NS_PER_MS
+RESUME_WAIT_MIN_NS: Final = 1_000 * NS_PER_MS
+RESUME_WAIT_MAX_NS: Final = 10_000 * NS_PER_MS
+"""When a flood ends listening within `QUICK_NS`, the next try waits, twice as long each time."""
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _SELF_FD: Final = "/proc/self/fd"
 
@@ -38,6 +48,7 @@ class Bounds(NamedTuple):
     files_stop: int
     files_stop_all: int
     files_resume: int
+    files_max: int
     resident_stop_bytes: int = 256 * MIB
     resident_resume_bytes: int = 160 * MIB
     resident_reset_bytes: int = 1024 * MIB
@@ -46,16 +57,17 @@ class Bounds(NamedTuple):
     @property
     def interval_ms(self) -> int:
         """How often to look, so that a flood cannot use up what lies between `files_stop` and the limit."""
-        return max(10, min(100, self.files_stop // ACCEPTS_PER_MS_MAX))
+        return max(INTERVAL_MIN_MS, min(INTERVAL_MAX_MS, (self.files_max - self.files_stop) // ACCEPTS_PER_MS_MAX))
 
 
 def bounds_for(files_max: int, connections_max: int) -> Bounds:
-    """The bounds of a process that may open `files_max` files: half of them to stop, a quarter to go on.
+    """The bounds of a process that may open `files_max` files: half of them to stop, a quarter to go on; of few, where
+    what comes between two looks is much, half of that.
 
     Connections beyond twice the allowed number are refused by their first message; that many are not even accepted.
     """
-    stop = min(files_max // 2, 2 * connections_max + 256)
-    return Bounds(stop, stop + stop // 2, stop // 2)
+    stop = min(files_max // (2 if files_max >= FEW_FILES else 4), 2 * connections_max + 256)
+    return Bounds(stop, stop + stop // 2, stop // 2, files_max)
 
 
 def open_files() -> int:
@@ -99,6 +111,9 @@ class Guard:
         self._trim = trim
         self._next_trim_ns = 0
         self._next_reset_ns = 0
+        self._resumed_ns = 0
+        self._resume_wait_ns = 0
+        self._resume_from_ns = 0
         self.is_listening = True
         self._is_shut = False
         self.files = 0
@@ -112,17 +127,35 @@ class Guard:
             self.is_listening = False
             self._reset(f"{resident // MIB} MiB resident")
         elif self.is_listening and files > bounds.files_stop:
-            self.is_listening = False
-            self._stop(f"{files} descriptors open")
+            self._end_listening(f"{files} descriptors open", now_ns)
         elif self.is_listening and resident > bounds.resident_stop_bytes:
-            self.is_listening = False
-            self._stop(f"{resident // MIB} MiB resident")
+            self._end_listening(f"{resident // MIB} MiB resident", now_ns)
         elif not self.is_listening and files > bounds.files_stop_all and not self._is_shut:
             self._is_shut = True
             self._stop_all(f"{files} descriptors open")
-        elif not self.is_listening and files < bounds.files_resume and resident < bounds.resident_resume_bytes:
+        elif not self.is_listening and self._may_resume(files, resident, now_ns):
             self.is_listening = self._resume()
             self._is_shut = self._is_shut and not self.is_listening
+            self._resumed_ns = now_ns
         if resident > bounds.resident_trim_bytes and now_ns >= self._next_trim_ns:
             self._next_trim_ns = now_ns + TRIM_INTERVAL_NS
             self._trim()
+
+    def _end_listening(self, why: str, now_ns: int) -> None:
+        self.is_listening = False
+        if self._resumed_ns and now_ns - self._resumed_ns < QUICK_NS:
+            self._resume_wait_ns = min(RESUME_WAIT_MAX_NS, max(RESUME_WAIT_MIN_NS, 2 * self._resume_wait_ns))
+        else:
+            self._resume_wait_ns = 0
+        self._resume_from_ns = now_ns + self._resume_wait_ns
+        self._stop(why)
+
+    def _may_resume(self, files: int, resident: int, now_ns: int) -> bool:
+        bounds = self._bounds
+        is_low = files < bounds.files_resume and resident < bounds.resident_resume_bytes
+        return is_low and now_ns >= self._resume_from_ns
+
+    def next_look_ms(self, now_ns: int) -> int:
+        """When to look again."""
+        is_fresh = self._resumed_ns and self.is_listening and now_ns - self._resumed_ns < FRESH_NS
+        return FRESH_INTERVAL_MS if is_fresh else self._bounds.interval_ms

@@ -84,7 +84,7 @@ class Router:
             resume=self._listen_again,
             reset=self._reset,
         )
-        role.loop.call_every(bounds.interval_ms, self._look_around)
+        role.loop.call_after(bounds.interval_ms, self._look_around)
 
     def run(self) -> None:
         """Forward until told to stop; then what is under way is still delivered, for at most DRAIN_MAX_MS."""
@@ -279,7 +279,9 @@ class Router:
 
     def _look_around(self) -> None:
         if not self._role.is_stopping:
-            self.guard.check(open_files(), resident_bytes(), self._clock.now_ns())
+            now_ns = self._clock.now_ns()
+            self.guard.check(open_files(), resident_bytes(), now_ns)
+            self._role.loop.call_after(self.guard.next_look_ms(now_ns), self._look_around)
 
     def _stop_listening(self, origins: list[bytes], why: str) -> None:
         self._role.log.warning("no new connections for now", extra={"because": why})
