@@ -203,11 +203,12 @@ class Consumer(Generic[K, V]):
 
     def _search(self, find: Callable[[], T], timeout_ms: float | None) -> T:
         """Call `find` until it gives something, the time is over, or somebody wakes or closes this consumer."""
-        now_ns = time.monotonic_ns()
-        deadline_ns = None if timeout_ms is None else now_ns + int(timeout_ms * NS_PER_MS)
+        found = find()
+        if found:
+            return found
+        deadline_ns = None if timeout_ms is None else time.monotonic_ns() + int(timeout_ms * NS_PER_MS)
         is_last = False
         while True:
-            found = find()
             if found or is_last or self._use.is_closed:
                 return found
             if self._fetcher.sleep.is_woken:
@@ -216,6 +217,7 @@ class Consumer(Generic[K, V]):
             left_ms = WAIT_MS_MAX if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / NS_PER_MS
             is_last = left_ms <= 0
             self._fetcher.wait(left_ms)
+            found = find()
 
     def _count(self, max_records: int | None) -> int:
         if max_records is None:

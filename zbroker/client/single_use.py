@@ -24,7 +24,8 @@ class SingleUse:
         self._wake = wake
         self._release = release
         self._pid = os.getpid()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a signal handler may close while a use begins or ends
+        self._ended = threading.Condition(self._lock)
         self._owner = 0
         self._depth = 0
         self._is_released = False
@@ -43,7 +44,7 @@ class SingleUse:
     def __enter__(self) -> None:
         self.check()
         thread = threading.get_ident()
-        with self._changed:
+        with self._lock:
             if self._owner not in (0, thread):
                 raise ConcurrentUseError(
                     f"a {self._kind} is used by one thread at a time; wakeup() and close() alone may come from others"
@@ -54,14 +55,16 @@ class SingleUse:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
+        with self._lock:
             self._depth -= 1
             if self._depth:
                 return
             self._owner = 0
-            is_last = self.is_closed and not self._is_released
-            self._is_released = self._is_released or is_last
-            self._changed.notify_all()
+            if not self.is_closed:
+                return
+            is_last = not self._is_released
+            self._is_released = True
+            self._ended.notify_all()
         if is_last:
             self._release()
 
@@ -71,15 +74,15 @@ class SingleUse:
             self.is_closed = True
             return
         deadline_s = time.monotonic() + timeout_s
-        with self._changed:
+        with self._lock:
             if self._is_released:
                 return
             self.is_closed = True
             if self._depth and self._owner == threading.get_ident():
                 return  # Called from inside a use, by a signal handler or a callback: its end releases.
         self._wake()
-        with self._changed:
-            self._changed.wait_for(lambda: self._depth == 0, max(0.0, deadline_s - time.monotonic()))
+        with self._ended:
+            self._ended.wait_for(lambda: self._depth == 0, max(0.0, deadline_s - time.monotonic()))
             if self._depth or self._is_released:
                 return
             self._is_released = True
