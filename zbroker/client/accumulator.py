@@ -91,8 +91,8 @@ class Accumulator:
                     sender.next_sticky()
         if is_full:
             delivery.receive_some(queue)
-        elif delivery.is_idle:
-            delivery.wake()
+        elif delivery.background.is_idle:
+            delivery.background.wake()
         return batch, index
 
     def has_taken(self, batch: Batch, index: int) -> bool:

@@ -1,9 +1,6 @@
-"""What a producer does behind its `send`: transmit, receive, retry, and the one background thread.
+"""What a producer does behind its `send`: transmit, receive, look for leaders, send again, give up.
 
-The background thread sleeps while nothing is queued. When something is, it wakes every `linger_ms` (every one to
-five milliseconds): it closes batches that are old enough, asks for leaders that are not known, and receives
-acknowledgements if nobody else has for `STAND_BACK_NS`, so that it does not compete with a thread that waits for its
-own.
+Whoever waits does it: a thread in `result` or `flush`, else the one in the background.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from zbroker.client.background import Background
 from zbroker.client.batches import Batch
 from zbroker.client.connection import Connection
 from zbroker.client.leaders import METADATA_ATTEMPT_MS, Leaders
@@ -25,12 +23,8 @@ from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, TimeoutError_, error_for
 from zbroker.wire.layout import FLAG_FIRST, Api
 
-STAND_BACK_NS: Final = 2 * NS_PER_MS
-BUSY_WAIT_MS: Final = 1.0
 RECEIVE_MS: Final = 5
 SERVICE_MIN_MS: Final = 0.2
-IDLE_WAIT_S: Final = 5.0
-EMITTER_WAIT_S: Final = 0.005
 
 
 _log = logging.getLogger(__name__)
@@ -64,15 +58,13 @@ class Delivery:
         self.compression_level = settings.compression_level
         self.used_bytes = 0
         self.failed_at_close = 0
-        self.is_idle = True
+        self.waited_ns = 0
+        self.background = Background(self, connection, settings.linger_ms)
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
         self.leaders = Leaders(connection, settings)
         self._counts = {"records_acknowledged": 0, "records_failed": 0, "batches_acknowledged": 0, "batches_failed": 0}
         self._deferred: deque[Callable[[], None]] = deque()
-        self._wake = threading.Event()
-        self._is_closing = False
         self._service_lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def now_ns(self) -> int:
         """The monotonic clock."""
@@ -153,8 +145,8 @@ class Delivery:
                 self.leaders.forget(queue.topic, queue.partition)
             calls = queue.answered(batch, number, body)
         self._make_calls(calls)
-        if number:
-            self.wake()
+        if number and self.background.is_idle:
+            self.background.wake()
 
     def count_closed(self, batch: Batch) -> None:
         """A batch takes memory until it is done. The lock is held."""
@@ -167,16 +159,6 @@ class Delivery:
         self._counts[f"batches_{kind}"] += 1
         self._counts[f"records_{kind}"] += batch.count
 
-    def wake(self) -> None:
-        """Have the background thread look."""
-        if self._thread is None:
-            with self.lock:
-                if self._thread is None and not self._is_closing:
-                    self._thread = threading.Thread(target=self._run, name="zbroker-producer", daemon=True)
-                    self._thread.start()
-        self.is_idle = False
-        self._wake.set()
-
     def receive_some(self, queue: PartitionQueue) -> None:
         """After a batch of `queue` was closed: deliver acknowledgements that have come, without waiting.
 
@@ -186,12 +168,13 @@ class Delivery:
             self._connection.try_pump()
         if self._deferred:
             self._make_calls([])
-        if self.is_idle:
-            self.wake()
+        if self.background.is_idle:
+            self.background.wake()
 
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         """Send the batch now, linger or not, and receive until it is done."""
         self._connection.check_usable()
+        self.waited_ns = time.monotonic_ns()
         with self.lock:
             if batch.queue.open is batch:
                 batch.queue.close_open()
@@ -209,7 +192,7 @@ class Delivery:
                 return is_done()
             if self._connection.is_closed:
                 self._connection.check_usable()
-            if self._connection.wait_for(is_done, min(left_ms, self._until_service_ms())):
+            if self._connection.wait_for(is_done, min(left_ms, self.until_service_ms())):
                 return True
             self._serve_queues()
         return True
@@ -268,42 +251,23 @@ class Delivery:
         found["records_unanswered"] = self.unanswered_records()
         return found
 
-    def _run(self) -> None:
-        # A linger that is longer than this is slept in parts: answers and what is full do not wait for it.
-        busy_s = min(max(BUSY_WAIT_MS, self._settings.linger_ms), RECEIVE_MS) / 1000
-        while not self._is_closing:
-            try:
-                if not self._has_work():
-                    self.is_idle = True
-                    if not self._has_work():
-                        self._wake.wait(EMITTER_WAIT_S if self.emitters else IDLE_WAIT_S)
-                        self._wake.clear()
-                        self._hand_over()
-                        continue
-                self.is_idle = False
-                self._hand_over()
-                self._close_old_batches()
-                self._make_calls([])
-                self._serve_queues()
-                if time.monotonic_ns() - self._connection.last_pump_ns > STAND_BACK_NS:
-                    self._connection.pump(self._until_service_ms())
-                else:
-                    time.sleep(busy_s)
-            except Exception as error:
-                if self._is_closing or self._connection.is_closed:
-                    return
-                # What failed is tried again at its own time; the thread that waits for it hears the reason.
-                if not isinstance(error, BrokerError):
-                    _log.exception("the producer's thread goes on after an error")
-                time.sleep(busy_s)
+    @property
+    def has_emitters(self) -> bool:
+        """See Work."""
+        return bool(self.emitters)
 
-    def _hand_over(self) -> None:
-        for emitter in list(self.emitters):
-            emitter.hand_over()
-
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """See Work."""
         with self.lock:
             return any(not queue.is_empty for queue in self._queues.values())
+
+    def do_what_is_due(self) -> None:
+        """See Work."""
+        for emitter in list(self.emitters):
+            emitter.hand_over()
+        self._close_old_batches()
+        self._make_calls([])
+        self._serve_queues()
 
     def _close_old_batches(self) -> None:
         oldest_ns = time.monotonic_ns() - int(self._settings.linger_ms * NS_PER_MS)
@@ -314,8 +278,8 @@ class Delivery:
                     if queue.open is batch:
                         queue.close_open()
 
-    def _until_service_ms(self) -> float:
-        """How long answers may be waited for before `_serve_queues` has something to do."""
+    def until_service_ms(self) -> float:
+        """See Work."""
         due_ns = [queue.retry_ns for queue in list(self._queues.values()) if queue.needs_leader and not queue.is_empty]
         if not due_ns:
             return RECEIVE_MS
@@ -371,11 +335,7 @@ class Delivery:
 
     def close(self, error: TimeoutError_) -> None:
         """Fail what is not answered, and end the background thread."""
-        self._is_closing = True
-        self._wake.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=2)
+        self.background.close()
         self.failed_at_close = self.unanswered_records()
         for queue in list(self._queues.values()):
             self._fail_all(queue, error)

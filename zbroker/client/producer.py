@@ -208,7 +208,7 @@ class Producer(Generic[K, V]):
         emitter = Emitter(self, topic, partition, on_error)
         self._senders.add(emitter)
         self._delivery.emitters.add(emitter)
-        self._delivery.wake()
+        self._delivery.background.wake()
         return emitter.emit
 
     def create_batch(self, topic: str, *, partition: int) -> BatchBuilder:

@@ -1,0 +1,112 @@
+"""A producer's one thread in the background: it closes batches whose linger is over, looks for leaders, sends again,
+and receives when nobody else does.
+
+It sleeps while there is nothing to send. With work it looks every millisecond, or every `linger_ms` up to five, and
+less often while threads wait for their own records: what they do needs no help, and a second thread fights them for
+the interpreter. It goes to sleep only after a while without work, because waking it costs as much as a send.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final, Protocol
+
+from zbroker.client.connection import Connection
+from zbroker.clock import NS_PER_MS
+from zbroker.errors import BrokerError
+
+STAND_BACK_NS: Final = 2 * NS_PER_MS
+STAY_AWAKE_NS: Final = 50 * NS_PER_MS
+NAP_MIN_MS: Final = 1.0
+NAP_ATTENDED_MS: Final = 4.0
+ATTENDED_NS: Final = 20 * NS_PER_MS
+NAP_OF_LINGER_MAX_MS: Final = 5.0  # answers and what is full do not wait for a longer linger
+IDLE_WAIT_S: Final = 5.0
+EMITTER_WAIT_S: Final = 0.005
+
+_log = logging.getLogger(__name__)
+
+
+class Work(Protocol):
+    """What there is to do. All of it may be called from any thread."""
+
+    @property
+    def has_emitters(self) -> bool:
+        """Whether records may come without anybody saying so."""
+
+    @property
+    def waited_ns(self) -> int:
+        """When a thread last waited for a record of its own."""
+
+    def has_work(self) -> bool:
+        """Whether anything is not acknowledged."""
+
+    def do_what_is_due(self) -> None:
+        """Close, send again, look for leaders."""
+
+    def until_service_ms(self) -> float:
+        """How long answers may be waited for before something is due again."""
+
+
+class Background:
+    """See the module. The thread starts with the first `wake`."""
+
+    def __init__(self, work: Work, connection: Connection, linger_ms: float) -> None:
+        self.is_idle = True
+        """Whether somebody who brings work has to call `wake`."""
+        self._work = work
+        self._connection = connection
+        self._nap_ms = min(max(NAP_MIN_MS, linger_ms), NAP_OF_LINGER_MAX_MS)
+        self._wake = threading.Event()
+        self._is_closing = False
+        self._start_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """There is work. Any thread may call it, with any lock held."""
+        if self._thread is None:
+            with self._start_lock:
+                if self._thread is None and not self._is_closing:
+                    self._thread = threading.Thread(target=self._run, name="zbroker-producer", daemon=True)
+                    self._thread.start()
+        self.is_idle = False
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread; returns when it has ended, or after two seconds."""
+        self._is_closing = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=2)
+
+    def _run(self) -> None:
+        worked_ns = time.monotonic_ns()
+        while not self._is_closing:
+            try:
+                now_ns = time.monotonic_ns()
+                has_work = self._work.has_work()
+                if has_work:
+                    worked_ns = now_ns
+                elif now_ns - worked_ns > STAY_AWAKE_NS:
+                    self.is_idle = True
+                    if not self._work.has_work():  # what came before this line did not wake anybody
+                        self._wake.wait(EMITTER_WAIT_S if self._work.has_emitters else IDLE_WAIT_S)
+                        self._wake.clear()
+                    self.is_idle = False
+                    worked_ns = time.monotonic_ns()
+                self._work.do_what_is_due()
+                if has_work and now_ns - self._connection.last_pump_ns > STAND_BACK_NS:
+                    self._connection.pump(self._work.until_service_ms())
+                else:
+                    is_attended = now_ns - self._work.waited_ns < ATTENDED_NS
+                    nap_ms = max(self._nap_ms, NAP_ATTENDED_MS) if is_attended else self._nap_ms
+                    time.sleep(min(nap_ms, self._work.until_service_ms()) / 1000)
+            except Exception as error:
+                if self._is_closing or self._connection.is_closed:
+                    return
+                # What failed is tried again at its own time; the thread that waits for it hears the reason.
+                if not isinstance(error, BrokerError):
+                    _log.exception("the producer's thread goes on after an error")
+                time.sleep(self._nap_ms / 1000)
