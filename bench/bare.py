@@ -167,8 +167,11 @@ context.term()
 """
 
 
-def zmq_echo(directory: Path, rounds: int, size_bytes: int = 100) -> dict[str, float]:
-    """A blocking DEALER to ROUTER round trip between two processes over ipc, in microseconds."""
+def zmq_echo(directory: Path, rounds: int, size_bytes: int = 100, *, apart_s: float = 0.0) -> dict[str, float]:
+    """A blocking DEALER to ROUTER round trip between two processes over ipc, in microseconds.
+
+    `apart_s` is slept before each: the other side has gone to sleep then, and so may have its core.
+    """
     endpoint = f"ipc://{directory}/echo.sock"
     with subprocess.Popen([sys.executable, "-c", _ECHO, endpoint], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -179,6 +182,8 @@ def zmq_echo(directory: Path, rounds: int, size_bytes: int = 100) -> dict[str, f
         payload = b"x" * size_bytes
         spent_us = []
         for _ in itertools.repeat(None, rounds):
+            if apart_s:
+                time.sleep(apart_s)
             started_ns = time.perf_counter_ns()
             socket.send(payload)
             socket.recv()

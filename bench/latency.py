@@ -13,6 +13,7 @@ from bench.world import World
 from zbroker.client.producer import Producer
 
 WARM = 100
+APART_S = 0.003  # between two records to a consumer that sleeps
 
 
 def acknowledge(world: World, transport: str, rounds: int) -> dict[str, float]:
@@ -36,7 +37,7 @@ def end_to_end(world: World, rounds: int) -> dict[str, float]:
         reader.stdout.readline()
         with Producer(bootstrap_servers=world.servers) as producer:
             for _ in range(rounds):
-                time.sleep(0.003)
+                time.sleep(APART_S)
                 producer.send(topic, time.monotonic_ns().to_bytes(8, "little")).result(10)
         spent_us = json.loads(reader.stdout.readline())
     return _percentiles(spent_us)
@@ -52,6 +53,7 @@ def latency_rows(world: World, rounds: int, tries: int) -> list[Row]:
     found = run_rounds(
         {
             "zmq echo": lambda: bare.zmq_echo(world.scratch, tries),
+            "zmq echo, apart": lambda: bare.zmq_echo(world.scratch, tries // 3, apart_s=APART_S),
             "acknowledge, lane": lambda: acknowledge(world, "auto", tries),
             "acknowledge, zmq": lambda: acknowledge(world, "zmq", tries),
             "end to end": lambda: end_to_end(world, tries // 3),
@@ -68,4 +70,7 @@ def latency_rows(world: World, rounds: int, tries: int) -> list[Row]:
         middle = median(found[name], "p50_us")
         rows.append(row(f"{shown}, p50", middle, "us", f"zmq echo, {echo:.0f} us", middle / echo, target))
         rows.append(row(f"{shown}, p99", median(found[name], "p99_us"), "us"))
+    middle, apart = (median(found[name], "p50_us") for name in ("end to end", "zmq echo, apart"))
+    beside = f"zmq echo with the same pauses of {APART_S * 1000:.0f} ms, {apart:.0f} us"
+    rows.append(row("end to end to a sleeping consumer, p50", middle, "us", beside, middle / apart, "<= 0.8"))
     return rows

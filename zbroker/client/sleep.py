@@ -2,14 +2,14 @@
 
 Guarantees: a worker that has something at one of the named offsets answers at once, so no record is slept through; a
 wait that still says the same is not sent again. Where no lane can be had, the boards are looked at every few
-milliseconds. A consumer whose last sleeps were short looks at the boards for `SPIN_NS` first, if a core is free.
+milliseconds. A consumer whose last sleeps were short looks at the boards for `SPIN_US` first, if a core is free.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from zbroker.client.connection import Connection
@@ -17,11 +17,12 @@ from zbroker.client.settings import ConsumerSettings
 from zbroker.client.subscription import Assigned
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import RequestTimedOutError
+from zbroker.shm.spin import SpinWatch
 from zbroker.wire.codec import encode
 from zbroker.wire.layout import WAITED, Api
 from zbroker.wire.messages import FetchPartition, FetchRequest
 
-SPIN_NS: Final = 50_000
+SPIN_US: Final = 50
 LOOK_MS: Final = 5  # between two looks at the boards where a wait cannot be left, or would not say what is awaited
 REFUSED_NS: Final = 20 * NS_PER_MS  # after a worker refused a wait
 TELL_NS: Final = 1_000 * NS_PER_MS  # a reader that is never at the end says this often where it is
@@ -67,8 +68,7 @@ class Sleep:
         self._waits: dict[int, _Wait] = {}
         self._refused_until_ns: dict[int, int] = {}
         self._has_news = False
-        self._last_ns = 0
-        self._may_spin = len(os.sched_getaffinity(0)) > 1
+        self._spin = SpinWatch(SPIN_US, len(os.sched_getaffinity(0)))
         self._tell_ns = time.monotonic_ns() + TELL_NS
         self.is_woken = False
 
@@ -87,17 +87,16 @@ class Sleep:
             self._connection.try_pump()
             self._has_news = False
             return
-        started_ns = time.monotonic_ns()
         watched = _watched(partitions)
         if watched:
-            if self._spin(watched, started_ns):
+            if self._spin_for(watched):
                 self._connection.try_pump()  # Answers must not wait for a moment when there are no records.
                 return
             timeout_ms = min(timeout_ms, self._arm(watched))
         if not self._has_news:
             self._connection.wait_for(self._is_over, timeout_ms)
+        self._spin.note_work()
         self._has_news = False
-        self._last_ns = time.monotonic_ns() - started_ns
 
     def tell(self, partitions: Sequence[Assigned]) -> None:
         """Let the workers know now and then how far this reader is, which never waits because there always is more.
@@ -118,18 +117,19 @@ class Sleep:
     def _is_over(self) -> bool:
         return self._has_news or self.is_woken
 
-    def _spin(self, watched: Sequence[Assigned], started_ns: int) -> bool:
+    def _spin_for(self, watched: Sequence[Assigned]) -> bool:
         """Look at the boards, for a moment when that has paid off lately. Returns whether something is there."""
-        looks: list[tuple[Callable[[int], bool], int]] = [
-            (one.source.has_more, one.awaited) for one in watched if one.source is not None
-        ]
-        spin_ns = SPIN_NS if self._may_spin and self._last_ns < SPIN_NS else 0
-        while True:
-            if any(has_more(offset) for has_more, offset in looks):
-                self._last_ns = time.monotonic_ns() - started_ns
-                return True
-            if self._is_over() or time.monotonic_ns() - started_ns >= spin_ns:
-                return False
+        looks = [(one.source.has_more, one.awaited) for one in watched if one.source is not None]
+
+        def is_there() -> bool:
+            return any(has_more(offset) for has_more, offset in looks)
+
+        if is_there():
+            return True
+        if self._spin.watch(lambda: is_there() or self._is_over()):
+            self._spin.note_work()
+            return is_there()
+        return False
 
     def _arm(self, watched: Sequence[Assigned]) -> float:
         """Leave waits with the workers. Returns for how many ms sleeping is safe."""
