@@ -1,9 +1,9 @@
 """A producer's one thread in the background: it closes batches whose linger is over, looks for leaders, sends again,
 and receives when nobody else does.
 
-It sleeps while there is nothing to send. With work it looks every millisecond, or every `linger_ms` up to five, and
-less often while threads wait for their own records: what they do needs no help, and a second thread fights them for
-the interpreter. It goes to sleep only after a while without work, because waking it costs as much as a send.
+It sleeps until the first record comes. With work it looks every millisecond, or every `linger_ms` up to five. While
+threads wait for their own records it looks less often, and does not sleep for each one to wake it: what they do needs
+no help, and a second thread fights them for the interpreter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError
 
 STAND_BACK_NS: Final = 2 * NS_PER_MS
-STAY_AWAKE_NS: Final = 50 * NS_PER_MS
 NAP_MIN_MS: Final = 1.0
 NAP_ATTENDED_MS: Final = 4.0
 ATTENDED_NS: Final = 20 * NS_PER_MS
@@ -82,25 +81,20 @@ class Background:
             self._thread.join(timeout=2)
 
     def _run(self) -> None:
-        worked_ns = time.monotonic_ns()
         while not self._is_closing:
             try:
-                now_ns = time.monotonic_ns()
-                has_work = self._work.has_work()
-                if has_work:
-                    worked_ns = now_ns
-                elif now_ns - worked_ns > STAY_AWAKE_NS:
+                is_attended = time.monotonic_ns() - self._work.waited_ns < ATTENDED_NS
+                if not is_attended and not self._work.has_work():
                     self.is_idle = True
                     if not self._work.has_work():  # what came before this line did not wake anybody
                         self._wake.wait(EMITTER_WAIT_S if self._work.has_emitters else IDLE_WAIT_S)
                         self._wake.clear()
                     self.is_idle = False
-                    worked_ns = time.monotonic_ns()
                 self._work.do_what_is_due()
-                if has_work and now_ns - self._connection.last_pump_ns > STAND_BACK_NS:
+                is_received = time.monotonic_ns() - self._connection.last_pump_ns < STAND_BACK_NS
+                if not is_received and self._work.has_work():
                     self._connection.pump(self._work.until_service_ms())
                 else:
-                    is_attended = now_ns - self._work.waited_ns < ATTENDED_NS
                     nap_ms = max(self._nap_ms, NAP_ATTENDED_MS) if is_attended else self._nap_ms
                     time.sleep(min(nap_ms, self._work.until_service_ms()) / 1000)
             except Exception as error:
