@@ -13,6 +13,7 @@ descriptors that nobody took are closed. Nothing is left in the file system but 
 from __future__ import annotations
 
 import array
+import errno
 import os
 import secrets
 import select
@@ -79,15 +80,16 @@ def _credentials(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def _receive(connection: socket.socket, size_bytes: int) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors, which are close-on-exec. More than two descriptors never arrive."""
+def _receive(connection: socket.socket, size_bytes: int) -> tuple[bytes, list[int], bool]:
+    """One packet, its descriptors, which are close-on-exec, and whether some were left out because this process has no
+    room for them. More than two descriptors never arrive."""
     room = socket.CMSG_SPACE(2 * _FD_BYTES)
-    data, control, _, _ = connection.recvmsg(size_bytes + 1, room, socket.MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = connection.recvmsg(size_bytes + 1, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, payload in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
-    return data, list(descriptors)
+    return data, list(descriptors), bool(flags & socket.MSG_CTRUNC)
 
 
 def _send(connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
@@ -106,6 +108,7 @@ class LaneListener:
         self._incarnation = worker_incarnation
         self._offers: dict[bytes, _Offer] = {}
         self._pending: dict[int, _Pending] = {}
+        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._epoll = select.epoll()
         try:
@@ -116,6 +119,7 @@ class LaneListener:
         except OSError:
             self._listener.close()
             self._epoll.close()
+            os.close(self._spare_fd)
             raise
 
     def fileno(self) -> int:
@@ -164,6 +168,8 @@ class LaneListener:
         self._offers.clear()
         self._epoll.close()
         self._listener.close()
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
         self._path.unlink(missing_ok=True)
 
     def _take_connections(self, now_ns: int) -> None:
@@ -172,8 +178,10 @@ class LaneListener:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError:
-                return  # The client left already, or no descriptor is free; it will see its own timeout and retry.
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE) and self._turn_one_away():
+                    continue
+                return  # The client left already.
             connection.setblocking(False)
             pid, uid = _credentials(connection)
             if len(self._pending) >= PENDING_MAX:
@@ -182,6 +190,20 @@ class LaneListener:
             deadline_ns = now_ns + EXCHANGE_TIMEOUT_MS * NS_PER_MS
             self._pending[connection.fileno()] = _Pending(connection, pid, uid, deadline_ns)
             self._epoll.register(connection, select.EPOLLIN)
+
+    def _turn_one_away(self) -> bool:
+        """No descriptor is left: take the first in the queue by the spare one and hang up. Otherwise the listener would
+        stay readable, and the loop never sleep. Whoever is turned away uses messages."""
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
+            self._spare_fd = -1
+        try:
+            connection, _ = self._listener.accept()
+            connection.close()
+            self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        return True
 
     def _drop(self, pending: _Pending) -> None:
         del self._pending[pending.connection.fileno()]
@@ -192,8 +214,10 @@ class LaneListener:
         descriptors: list[int] = []
         kept = -1
         try:
-            data, descriptors = _receive(pending.connection, _REQUEST.size)
+            data, descriptors, is_cut = _receive(pending.connection, _REQUEST.size)
             lane, error = self._match(data, descriptors, pending.uid)
+            if lane is None and is_cut and not descriptors:
+                error = TooManyOpenFilesError.code
             if lane is None:
                 _send(pending.connection, _REPLY.pack(_REPLY_MAGIC, _VERSION, error, 0, 0, self._incarnation), [])
                 return None
@@ -253,7 +277,7 @@ def open_lane(
             if uid != expected_uid:
                 raise ClusterAuthorizationFailedError(f"{path} is served by uid {uid}, not {expected_uid}")
             _send(connection, _REQUEST.pack(_REQUEST_MAGIC, _VERSION, 0, token), [doorbell_write_fd])
-            data, descriptors = _receive(connection, _REPLY.size)
+            data, descriptors, _ = _receive(connection, _REPLY.size)
         except TimeoutError as error:
             raise RequestTimedOutError(f"{path} handed over no lane within {timeout_ms} ms") from error
         except OSError as error:

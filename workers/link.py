@@ -18,7 +18,7 @@ from zbroker import ids
 from zbroker.clock import NS_PER_MS, Clock
 from zbroker.errors import BrokerError, RequestTimedOutError, error_for
 from zbroker.transport.loop import Loop
-from zbroker.transport.sockets import Context, DealerSocket
+from zbroker.transport.sockets import INNER_FRAME_BYTES_MAX, Context, DealerSocket
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import REPLY, Api, Header, pack_request, unpack_header
 from zbroker.wire.messages import Message, ProcessHello, ProcessWelcome
@@ -66,7 +66,8 @@ class RouterLink:
         self.router_incarnation = 0
         self.dropped_count = 0
         self._context = Context()
-        self._socket = DealerSocket(self._context, endpoint, message_max_bytes=message_max_bytes)
+        frame_bytes_max = max(message_max_bytes, INNER_FRAME_BYTES_MAX)
+        self._socket = DealerSocket(self._context, endpoint, message_max_bytes=frame_bytes_max)
         self._is_closed = False
         loop.add_socket(self._socket, self._on_message)
         self._say_hello()

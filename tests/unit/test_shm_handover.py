@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,7 +202,7 @@ def test_memory_that_is_not_sealed_is_not_taken_from_anybody(tmp_path: Path) -> 
         def serve() -> None:
             connection, _ = server.accept()
             with connection:
-                _, descriptors = handover._receive(connection, 64)
+                _, descriptors, _ = handover._receive(connection, 64)
                 for received in descriptors:
                     os.close(received)
                 handover._send(connection, handover._REPLY.pack(b"zBLr", 1, 0, 1, 0, 77), [fd, bell.write_fd])
@@ -212,3 +214,28 @@ def test_memory_that_is_not_sealed_is_not_taken_from_anybody(tmp_path: Path) -> 
         thread.join()
     os.close(fd)
     bell.close()
+
+
+def test_without_descriptors_clients_are_turned_away_and_the_listener_comes_to_rest(tmp_path: Path) -> None:
+    code = """
+import os, resource, socket, sys
+from pathlib import Path
+from zbroker.shm.doorbell import Doorbell
+from zbroker.shm.handover import LaneListener
+bell = Doorbell()
+listener = LaneListener(Path(sys.argv[1]), bell.write_fd, 77)
+clients = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(5)]
+for client in clients:
+    client.connect(sys.argv[1])
+used = len(os.listdir("/proc/self/fd")) - 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
+assert listener.accept(0) == []
+assert listener._epoll.poll(0) == [], "the listener is still readable"
+for client in clients:
+    assert client.recv(1) == b"", "not turned away"
+listener.close()
+bell.close()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "lane.sock")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -22,12 +22,13 @@ from typing import Final, TypeAlias
 
 import zmq
 
-from zbroker.errors import BrokerError, ForkError
+from zbroker.errors import BrokerError, ForkError, TooManyOpenFilesError
 from zbroker.wire.layout import BODY_HEADROOM_BYTES, FRAMES_MAX, NO_PEER, PEER
 
 LIBZMQ_NEEDED: Final = (4, 3, 5)
 HIGH_WATER_MARK: Final = 64
 HANDSHAKE_MS: Final = 1_000
+CONTEXT_FILES: Final = 12  # of a context with its sockets: signals, polls, one connection
 INNER_FRAME_BYTES_MAX: Final = 64 << 20  # what the broker's own processes may send: a large cluster's metadata
 RECONNECT_MS: Final = 5
 RECONNECT_MAX_MS: Final = 100
@@ -52,6 +53,9 @@ class Context:
     """A zmq context that knows its process: one made before a fork must not be touched after it."""
 
     def __init__(self, io_threads: int = 1) -> None:
+        """Raises TooManyOpenFilesError where libzmq would end the process: it takes no missing descriptor for an
+        answer."""
+        _check_descriptors(CONTEXT_FILES + 4 * io_threads)
         self._context = zmq.Context(io_threads)
         self._pid = os.getpid()
 
@@ -65,6 +69,19 @@ class Context:
         """End the context. All its sockets must be closed. In a forked child it does nothing."""
         if os.getpid() == self._pid:
             self._context.term()
+
+
+def _check_descriptors(count: int) -> None:
+    """Raise TooManyOpenFilesError unless that many can be opened."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise TooManyOpenFilesError(f"{count} descriptors are needed to connect, {len(opened)} are left") from error
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 class _Socket:
@@ -143,7 +160,11 @@ class DealerSocket(_Socket):
         super().__init__(context, zmq.DEALER, message_max_bytes, linger_ms)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        self._socket.connect(endpoint)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError:
+            self.close()
+            raise
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message. False when nobody is connected or the queue is full; then nothing was queued."""
