@@ -1,36 +1,37 @@
-"""Opening and closing copies, as the coordinator says: nothing is opened without a grant, recovery included.
+"""Opening and closing copies, and making them lead or follow, as the coordinator says: nothing is opened without a
+grant, recovery included.
 
 Guarantees: a grant is answered when every copy in it is open and published, or has its error; at most one copy is
-opened in a turn of the loop, so that opening many does not hold up those that are led already. The same grant again is
+opened or changed in a turn of the loop, so that many do not hold up those that are led already. The same grant again is
 the same as once: it waits for an opening that is due. A revocation is answered when the files are closed, and gone if
 they were to be deleted. After a failed opening nothing is held, and the grant may come again.
+
+A copy that begins to lead has taken over the tail of the leader before it from that one's files, and its high watermark
+is not below the last that readers saw. One that ends to lead has answered everybody who waited before it follows. The
+log stays open over both. A copy with damage is not opened to lead: it is set aside, and fetched again from the leader.
 """
 
 from __future__ import annotations
 
 import logging
-import resource
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from zbroker import ids
 from zbroker.config.schema import ServerConfig, TopicConfig
-from zbroker.core import partition_events as ev
-from zbroker.core.partition import State
+from zbroker.core.follower import State as FollowerState
 from zbroker.errors import (
     BrokerError,
+    CopyDamagedError,
     FencedLeaderEpochError,
     InvalidConfigurationError,
     StaleIncarnationError,
 )
-from zbroker.storage.files import Files
-from zbroker.storage.handles import Handles
-from zbroker.storage.log import Log
-from zbroker.transport.loop import Loop
+from zbroker.storage.copied_log import CopiedLog
+from zbroker.storage.retention import remove_copy
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.inner_messages import (
     Grant,
@@ -43,14 +44,19 @@ from zbroker.wire.inner_messages import (
     Revoke,
 )
 from zbroker.wire.messages import Done
-from zbroker.workers.disk_thread import IoClock
+from zbroker.workers.follower import Follower
 from zbroker.workers.host import Host
 from zbroker.workers.leader import Leader
+from zbroker.workers.open_copy import Key, OpenCopy, check_not_suspect
+from zbroker.workers.predecessor import complete_tail, last_high_watermark
+from zbroker.workers.producer_state import ProducerState
 from zbroker.workers.request import Request
+
+NOBODY: Final = -1
+DAMAGED: Final = ".damaged"
 
 _log = logging.getLogger(__name__)
 
-Key = tuple[int, int]
 OnResult = Callable[[GrantResult], None]
 
 
@@ -63,34 +69,38 @@ def topic_config(settings: dict[str, str]) -> TopicConfig:
 
 
 class Grants:
-    """The partitions that this process leads, and those it is about to. `leaders` is what others look into."""
+    """The copies that this process has, and those it is about to have. `leaders` is what others look into."""
 
-    def __init__(self, host: Host, loop: Loop, io_clock: IoClock, config: ServerConfig, files: Files) -> None:
+    def __init__(self, host: Host, config: ServerConfig) -> None:
         self._host = host
-        self._incarnation = ids.own_incarnation()
-        self._loop = loop
-        self._io_clock = io_clock
         self._disk_free_min_bytes = config.storage.disk_free_min_bytes
-        self._files = files
-        # Half of what the process may open: lanes, sockets and directories' locks need descriptors too.
-        descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._handles = Handles(files, max(2, min(config.limits.open_segments_max, descriptors_max // 2)))
+        self._expiration_ms = config.storage.producer_id_expiration_ms
         self.leaders: dict[Key, Leader] = {}
-        self._opening: dict[Key, list[tuple[PartitionGrant, OnResult]]] = {}
+        self.followers: dict[Key, Follower] = {}
+        self._due: dict[Key, list[tuple[PartitionGrant, OnResult]]] = {}
         self._revoke_when_open: dict[Key, list[tuple[Revocation, Callable[[], None]]]] = {}
-        self._to_open: deque[Key] = deque()
+        self._queue: deque[Key] = deque()
+
+    def copies(self) -> Iterator[OpenCopy]:
+        """Every open copy."""
+        yield from self.leaders.values()
+        yield from self.followers.values()
+
+    def copy(self, key: Key) -> OpenCopy | None:
+        """The open copy of a partition."""
+        return self.leaders.get(key) or self.followers.get(key)
 
     def holding(self) -> list[Held]:
-        """What this process leads, for the coordinator."""
+        """What this process leads and follows, for the coordinator."""
         return [
-            Held(topic_id=key[0], partition=key[1], copy_id=leader.copy_id, leader_epoch=leader.leader_epoch)
-            for key, leader in self.leaders.items()
+            Held(*copy.key, copy_id=copy.copy_id, leader_epoch=copy.leader_epoch, is_leader=copy.key in self.leaders)
+            for copy in self.copies()
         ]
 
     def grant(self, request: Request) -> None:
-        """GRANT: open the copies, then answer."""
+        """GRANT: open the copies, or have them lead or follow, then answer."""
         wanted = decode(Grant, request.body[0])
-        if wanted.incarnation not in (0, self._incarnation):
+        if wanted.incarnation not in (0, self._host.incarnation):
             raise StaleIncarnationError("the grant is for the process that was here before")
         results: dict[Key, GrantResult] = {}
 
@@ -103,7 +113,7 @@ class Grants:
         if not wanted.grants:
             request.reply(encode(Granted([])))
         for one in wanted.grants:
-            self._lead(one, take)
+            self._take(one, take)
 
     def revoke(self, request: Request) -> None:
         """REVOKE: close the copies, delete those that are to go, then answer."""
@@ -125,137 +135,255 @@ class Grants:
         """RECONFIGURE: every partition of the topic takes the settings over."""
         wanted = decode(Reconfigure, request.body[0])
         config = topic_config(wanted.config)
-        for (topic_id, _), leader in self.leaders.items():
-            if topic_id == wanted.topic_id:
-                leader.reconfigure(config)
+        for copy in self.copies():
+            if copy.topic_id == wanted.topic_id:
+                copy.reconfigure(config)
         request.reply(encode(Done()))
 
     def close(self, deadline_ns: int) -> None:
         """Close every copy, each with its clean mark as long as there is time: without one the next start reads it."""
-        for leader in self.leaders.values():
+        for copy in self.copies():
             try:
-                leader.close(clean=self._host.clock.now_ns() < deadline_ns)
+                copy.close(clean=self._host.clock.now_ns() < deadline_ns)
             except BrokerError as error:
-                where = {"topic": leader.topic, "partition": leader.partition, "error": error}
+                where = {"topic": copy.topic, "partition": copy.partition, "error": error}
                 _log.error("not closed in order", extra=where)
         self.leaders.clear()
+        self.followers.clear()
 
-    def _lead(self, grant: PartitionGrant, on_result: OnResult) -> None:
+    # --- grants ------------------------------------------------------------------------------------------------------
+
+    def _take(self, grant: PartitionGrant, on_result: OnResult) -> None:
         key = (grant.topic_id, grant.partition)
-        if key in self._opening:
-            self._opening[key].append((grant, on_result))
+        if key in self._due:
+            self._due[key].append((grant, on_result))
             return
         leader = self.leaders.get(key)
-        if leader is not None and leader.state is State.OFFLINE:
-            # Its files failed. A new grant opens the copy afresh: what is on the disk decides, not what was in memory.
-            del self.leaders[key]
-            leader.revoke()
-            leader.log.close(clean=False)
-            leader = None
-        if leader is not None:
-            on_result(self._renew(leader, grant))
+        if leader is not None and leader.is_whole and self._is_to_lead(grant):
+            on_result(self._change(leader, grant))
             return
-        self._opening[key] = [(grant, on_result)]
-        self._to_open.append(key)
-        if len(self._to_open) == 1:
-            self._loop.call_after(0, self._open_next)
+        self._due[key] = [(grant, on_result)]
+        self._queue.append(key)
+        if len(self._queue) == 1:
+            self._host.loop.call_after(0, self._do_next)
 
-    def _open_next(self) -> None:
-        key = self._to_open.popleft()
-        if self._to_open:
-            self._loop.call_after(0, self._open_next)
-        waiting = self._opening.pop(key)
-        grant = max((one for one, _ in waiting), key=lambda one: one.leader_epoch)
-        self._io_clock.enter(id(self))
+    def _do_next(self) -> None:
+        key = self._queue.popleft()
+        if self._queue:
+            self._host.loop.call_after(0, self._do_next)
+        waiting = self._due.pop(key)
+        grant = max((one for one, _ in waiting), key=lambda one: (one.leader_epoch, one.partition_epoch))
+        io_clock = self._host.io_clock
+        io_clock.enter(id(self))
         try:
-            leader = self._open(grant)
+            result = self._open_or_change(key, grant)
         except BrokerError as error:
             where = {"topic": grant.topic, "partition": grant.partition, "error": error}
-            _log.error("cannot be led", extra=where)
-            for one, on_result in waiting:
-                on_result(_failure(one, error))
-        else:
-            self.leaders[key] = leader
-            for one, on_result in waiting:
-                on_result(_success(one, leader))
+            _log.error("cannot be opened", extra=where)
+            result = _failure(grant, error)
         finally:
-            self._io_clock.leave(id(self))
+            io_clock.leave(id(self))
+        for _, on_result in waiting:
+            on_result(result)
         for revocation, on_closed in self._revoke_when_open.pop(key, []):
             self._give_up(revocation, on_closed)
 
-    def _open(self, grant: PartitionGrant) -> Leader:
+    def _open_or_change(self, key: Key, grant: PartitionGrant) -> GrantResult:
+        copy = self.copy(key)
+        if copy is not None and not copy.is_whole and not _is_fetched_again(copy):
+            # Its files failed. A new grant opens the copy afresh: what is on the disk decides, not what was in memory.
+            self._forget(key)
+            copy.revoke()
+            copy.log.close(clean=False)
+            copy = None
+        return self._open(grant) if copy is None else self._change(copy, grant)
+
+    def _is_to_lead(self, grant: PartitionGrant) -> bool:
+        return grant.leader == self._host.number or (grant.leader == NOBODY and not grant.copies)
+
+    def _change(self, copy: OpenCopy, grant: PartitionGrant) -> GrantResult:
+        if grant.leader_epoch < copy.leader_epoch:
+            return _failure(grant, FencedLeaderEpochError(f"epoch {grant.leader_epoch} after {copy.leader_epoch}"))
+        is_to_lead = self._is_to_lead(grant)
+        if isinstance(copy, Leader):
+            if is_to_lead:
+                copy.renew(grant)
+            elif grant.leader_epoch > copy.leader_epoch:
+                self._demote(copy, grant)
+            elif grant.leader != NOBODY:
+                return _failure(grant, FencedLeaderEpochError(f"epoch {grant.leader_epoch} is led here"))
+        else:
+            assert isinstance(copy, Follower)
+            if is_to_lead:
+                if not copy.is_whole:
+                    return _failure(grant, CopyDamagedError("the copy is being fetched again"))
+                self._promote(copy, grant)
+            else:
+                copy.follow(grant)
+        return self._success(grant)
+
+    def _open(self, grant: PartitionGrant) -> GrantResult:
         config = topic_config(grant.config)
-        log = Log.open(
-            Path(grant.directory),
-            config,
-            self._files,
-            self._host.clock,
-            leader_epoch_hint=grant.leader_epoch,
-            handles=self._handles,
-            disk_free_min_bytes=self._disk_free_min_bytes,
-        )
+        is_to_lead = self._is_to_lead(grant)
+        is_suspect = False
         try:
-            return Leader(self._host, grant, log, config)
+            log = self._open_log(grant, config)
+        except CopyDamagedError as error:
+            if is_to_lead or grant.leader == NOBODY:
+                raise
+            self._set_aside(grant, error)
+            is_suspect = True
+            log = self._open_log(grant, config)
+        try:
+            host = self._host
+            producers = ProducerState(log, host.files, host.clock, config, self._expiration_ms)
+            if is_to_lead:
+                self._lead(grant, log, producers, config, 0)
+            else:
+                self._follow(grant, log, producers, config, 0)
         except BaseException:
             log.close(clean=False)
             raise
+        return self._success(grant, is_suspect=is_suspect)
 
-    def _renew(self, leader: Leader, grant: PartitionGrant) -> GrantResult:
-        if grant.leader_epoch < leader.leader_epoch:
-            error = FencedLeaderEpochError(f"epoch {grant.leader_epoch} after {leader.leader_epoch}")
-            return _failure(grant, error)
-        leader.handle(ev.EpochRaised(grant.leader_epoch))
-        return _success(grant, leader)
+    def _open_log(self, grant: PartitionGrant, config: TopicConfig) -> CopiedLog:
+        host = self._host
+        directory = Path(grant.directory)
+        check_not_suspect(directory, host.files)
+        return CopiedLog.open(
+            directory,
+            config,
+            host.files,
+            host.clock,
+            leader_epoch_hint=grant.leader_epoch,
+            handles=host.handles,
+            disk_free_min_bytes=self._disk_free_min_bytes,
+        )
+
+    def _set_aside(self, grant: PartitionGrant, error: BrokerError) -> None:
+        """Keep a damaged copy beside its place until the next one is set aside: the leader has the records."""
+        directory = Path(grant.directory)
+        aside = directory.with_name(directory.name + DAMAGED)
+        where = {"topic": grant.topic, "partition": grant.partition, "error": error, "aside": aside}
+        _log.error("a damaged copy is set aside, and fetched again", extra=where)
+        remove_copy(aside, self._host.files)
+        self._host.files.rename(directory, aside)
+
+    # --- roles -------------------------------------------------------------------------------------------------------
+
+    def _lead(
+        self, grant: PartitionGrant, log: CopiedLog, producers: ProducerState, config: TopicConfig, known: int
+    ) -> None:
+        host = self._host
+        places = {place.copy_id: place for place in grant.copies}
+        before = places.get(grant.predecessor)
+        if before is not None and before.copy_id != grant.copy_id and not grant.is_unclean:
+            epoch_max = grant.leader_epoch - 1
+            producers.note_all(complete_tail(log, Path(before.directory), host.files, epoch_max))
+        shown = last_high_watermark(grant.predecessor_board, grant.topic_id, grant.partition)
+        leader = Leader(host, grant, log, producers, config, high_watermark=max(known, shown))
+        self.leaders[leader.key] = leader
+
+    def _follow(
+        self, grant: PartitionGrant, log: CopiedLog, producers: ProducerState, config: TopicConfig, known: int
+    ) -> None:
+        follower = Follower(self._host, grant, log, producers, config, high_watermark=known)
+        self.followers[follower.key] = follower
+        follower.follow(grant)
+
+    def _demote(self, leader: Leader, grant: PartitionGrant) -> None:
+        del self.leaders[leader.key]
+        leader.stop()
+        try:
+            self._follow(grant, leader.log, leader.producers, topic_config(grant.config), leader.high_watermark)
+        except BaseException:
+            leader.log.close(clean=False)
+            raise
+        finally:
+            leader.give_cell_back()
+
+    def _promote(self, follower: Follower, grant: PartitionGrant) -> None:
+        del self.followers[follower.key]
+        follower.stop()
+        try:
+            self._lead(grant, follower.log, follower.producers, topic_config(grant.config), follower.high_watermark)
+        except BaseException:
+            follower.log.close(clean=False)
+            raise
+        finally:
+            follower.give_cell_back()
+
+    def _success(self, grant: PartitionGrant, *, is_suspect: bool = False) -> GrantResult:
+        copy = self.copy((grant.topic_id, grant.partition))
+        assert copy is not None
+        log = copy.log
+        return GrantResult(
+            grant.topic_id,
+            grant.partition,
+            0,
+            "",
+            log.log_start,
+            log.log_end,
+            log.last_epoch,
+            is_suspect or _is_fetched_again(copy),
+        )
+
+    # --- revocations -------------------------------------------------------------------------------------------------
+
+    def _forget(self, key: Key) -> None:
+        self.leaders.pop(key, None)
+        self.followers.pop(key, None)
 
     def _give_up(self, revocation: Revocation, on_closed: Callable[[], None]) -> None:
         key = (revocation.topic_id, revocation.partition)
-        if key in self._opening:
+        if key in self._due:
             self._revoke_when_open.setdefault(key, []).append((revocation, on_closed))
             return
-        leader = self.leaders.pop(key, None)
-        if leader is None:
+        copy = self.copy(key)
+        if copy is None:
             on_closed()
             return
-
-        leader.revoke()
-        if revocation.delete or leader.log.failure is not None:
-            self._end(leader, on_closed, delete=revocation.delete)
+        self._forget(key)
+        copy.revoke()
+        if revocation.delete or copy.log.failure is not None:
+            self._end(copy, on_closed, delete=revocation.delete)
             return
         try:
-            job = leader.log.begin_flush()
+            job = copy.log.begin_flush()
         except BrokerError:
-            self._end(leader, on_closed, delete=False)
+            self._end(copy, on_closed, delete=False)
             return
 
         def synced(_: Any, error: BaseException | None) -> None:
             if error is None:
-                leader.log.finish_flush(job)
-            self._end(leader, on_closed, delete=False)
+                copy.log.finish_flush(job)
+            self._end(copy, on_closed, delete=False)
 
         self._host.disk.submit(job.run, synced)
 
-    def _end(self, leader: Leader, on_closed: Callable[[], None], *, delete: bool) -> None:
-        log = leader.log
-        self._io_clock.enter(id(self))
+    def _end(self, copy: OpenCopy, on_closed: Callable[[], None], *, delete: bool) -> None:
+        log = copy.log
+        io_clock = self._host.io_clock
+        io_clock.enter(id(self))
         try:
             if delete:
                 log.delete()
             else:
                 if log.failure is None:
-                    log.save_high_watermark(leader.high_watermark)
+                    log.save_high_watermark(min(copy.high_watermark, log.log_end))
                 log.close(clean=log.failure is None)
         except BrokerError as error:
-            where = {"topic": leader.topic, "partition": leader.partition, "error": error}
+            where = {"topic": copy.topic, "partition": copy.partition, "error": error}
             _log.error("not closed in order", extra=where)
         finally:
-            self._io_clock.leave(id(self))
+            io_clock.leave(id(self))
         on_closed()
 
 
+def _is_fetched_again(copy: OpenCopy) -> bool:
+    return isinstance(copy, Follower) and copy.state is FollowerState.SUSPECT
+
+
 def _failure(grant: PartitionGrant, error: BrokerError) -> GrantResult:
-    return GrantResult(grant.topic_id, grant.partition, error.code, error.message, -1, -1)
-
-
-def _success(grant: PartitionGrant, leader: Leader) -> GrantResult:
-    log = leader.log
-    return GrantResult(grant.topic_id, grant.partition, 0, "", log.log_start, log.log_end)
+    is_suspect = isinstance(error, CopyDamagedError)
+    return GrantResult(grant.topic_id, grant.partition, error.code, error.message, -1, -1, -1, is_suspect)

@@ -8,56 +8,66 @@ disk runs in the thread. A partition whose disk has too little room refuses prod
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import StorageSection
-from zbroker.core import partition_events as ev
 from zbroker.errors import BrokerError
-from zbroker.transport.loop import Loop
 from zbroker.workers.host import Host
 from zbroker.workers.leader import Leader
+from zbroker.workers.open_copy import Key, OpenCopy
 
 TICK_MS: Final = 100
+COPIED_INTERVAL_MS: Final = 200
 ROOM_INTERVAL_MS: Final = 500
 SLICE: Final = 32
 
 _log = logging.getLogger(__name__)
 
-Leaders = Mapping[tuple[int, int], Leader]
-
 
 class Housekeeping:
     """See the module. It starts with the first turn of the loop."""
 
-    def __init__(self, leaders: Leaders, host: Host, loop: Loop, settings: StorageSection) -> None:
+    def __init__(
+        self,
+        leaders: Mapping[Key, Leader],
+        copies: Callable[[], Iterable[OpenCopy]],
+        host: Host,
+        settings: StorageSection,
+    ) -> None:
+        """`copies()` are all open copies, those of `leaders` among them."""
         clock = host.clock
         self._leaders = leaders
+        self._copies = copies
         self._attention = host.attention
-        self._loop = loop
+        self._loop = loop = host.loop
         self._clock = clock
         self._disk = host.disk
         self._settings = settings
         self._retention_ns = clock.now_ns()
         self._checkpoint_ns = clock.now_ns()
         self._room_ns = clock.now_ns()
+        self._copied_ns = clock.now_ns()
         loop.call_every(TICK_MS, self.tick)
 
     def tick(self) -> None:
         """Do what is due."""
         now_ns = self._clock.now_ns()
         for leader in list(self._attention.timed):
-            leader.handle(ev.Tick())
+            leader.tick()
+        if now_ns >= self._copied_ns and self._attention.copied:
+            self._copied_ns = now_ns + COPIED_INTERVAL_MS * NS_PER_MS
+            self._slice(list(self._attention.copied), _tick)
         if now_ns >= self._room_ns:
             self._room_ns = now_ns + ROOM_INTERVAL_MS * NS_PER_MS
             self.check_room()
         if now_ns >= self._retention_ns:
             self._retention_ns = now_ns + self._settings.retention_check_interval_ms * NS_PER_MS
-            self._slice(list(self._leaders), self._retain)
+            self._slice(list(self._copies()), self._retain)
         if now_ns >= self._checkpoint_ns:
             self._checkpoint_ns = now_ns + self._settings.high_watermark_checkpoint_interval_ms * NS_PER_MS
-            self._slice(list(self._leaders), _save_high_watermarks)
+            self._slice(list(self._copies()), _save)
 
     def check_room(self) -> None:
         """Look at the room on the disks of all partitions: one system call for each file system, not each partition."""
@@ -72,11 +82,11 @@ class Housekeeping:
             if leader.device not in short:
                 leader.find_room()
 
-    def _retain(self, leaders: list[Leader]) -> None:
+    def _retain(self, copies: list[OpenCopy]) -> None:
         wall_ms, now_ns = self._clock.wall_ms(), self._clock.now_ns()
-        for leader in leaders:
-            leader.retain(wall_ms)
-        logs = [leader.log for leader in leaders if leader.has_files_to_unlink(now_ns)]
+        for copy in copies:
+            copy.retain(wall_ms)
+        logs = [copy.log for copy in copies if copy.has_files_to_unlink(now_ns)]
         if logs:
             self._disk.submit(lambda: [log.unlink_deleted(now_ns) for log in logs], self._unlinked)
 
@@ -86,13 +96,18 @@ class Housekeeping:
         elif error is not None:
             raise error
 
-    def _slice(self, keys: list[tuple[int, int]], work: Callable[[list[Leader]], None]) -> None:
-        work([leader for key in keys[:SLICE] if (leader := self._leaders.get(key)) is not None])
-        rest = keys[SLICE:]
+    def _slice(self, copies: list[OpenCopy], work: Callable[[list[OpenCopy]], None]) -> None:
+        work([copy for copy in copies[:SLICE] if copy.is_open])
+        rest = copies[SLICE:]
         if rest:
             self._loop.call_after(0, lambda: self._slice(rest, work))
 
 
-def _save_high_watermarks(leaders: list[Leader]) -> None:
-    for leader in leaders:
-        leader.save_high_watermark()
+def _save(copies: list[OpenCopy]) -> None:
+    for copy in copies:
+        copy.save()
+
+
+def _tick(copies: list[OpenCopy]) -> None:
+    for copy in copies:
+        copy.tick()

@@ -3,11 +3,13 @@ the state machine's effects become I/O.
 
 THE ORDER, for a batch: check its bytes, stamp offset and epoch, append (pwrite), begin an fdatasync if asked for,
 publish on the board, wake waiting readers, answer the producer. So an answered record can be read by everybody and
-survives the death of any process, and with acks=fsync the answer comes after an fdatasync that covers the batch.
+survives the death of any process, and with acks=fsync the answer comes after an fdatasync that covers the batch. With
+other copies the high watermark follows the slowest of those in sync, and the answer of acks=all follows it.
 
 A full disk refuses this partition's producers until there is room. Other errors of its files are answered to who asked
-and tried again, but for a failed fdatasync and a write that cannot be taken back: then this partition is offline until
-it is granted again. The process lives and other partitions go on, whatever happens to one.
+and tried again, but for a failed fdatasync, a write that cannot be taken back, and damage: then this partition is
+offline until it is granted again, and the coordinator is told, who has another copy lead. The process lives and other
+partitions go on, whatever happens to one.
 
 The fdatasync itself runs in a thread, on descriptors of its own, while the loop goes on appending.
 """
@@ -15,11 +17,9 @@ The fdatasync itself runs in a thread, on descriptors of its own, while the loop
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import TopicConfig
 from zbroker.core import partition_events as ev
 from zbroker.core.partition import Partition, State
@@ -29,62 +29,72 @@ from zbroker.errors import (
     DiskFullError,
     InvalidRecordError,
     InvalidRequestError,
+    WrongExpectedOffsetError,
 )
 from zbroker.record.batch import check_batch, read_header, stamp, stamp_append_time
 from zbroker.record.layout import CONTROL, TRANSACTIONAL
 from zbroker.shm.layout import Counter
-from zbroker.storage.flush import FlushJob
-from zbroker.storage.log import Log
-from zbroker.wire.codec import encode
+from zbroker.storage.copied_log import CopiedLog
+from zbroker.wire.codec import decode, encode
+from zbroker.wire.copy_messages import ProduceOptions
 from zbroker.wire.inner_messages import PartitionGrant
 from zbroker.wire.layout import PRODUCED
 from zbroker.wire.messages import LowWatermark
 from zbroker.workers.host import Host
-from zbroker.workers.request import Request
+from zbroker.workers.open_copy import OpenCopy, is_damage
+from zbroker.workers.other_copies import OtherCopies, copies_of
+from zbroker.workers.producer_state import ProducerState
+from zbroker.workers.request import ANY_OFFSET, Request
 
 _NOT_FROM_CLIENTS: Final = CONTROL | TRANSACTIONAL
 
 
-class Leader:
+class Leader(OpenCopy):
     """See the module. The loop's thread alone calls it."""
 
     __slots__ = (
         "_active_base",
-        "_cell",
         "_core",
         "_does",
-        "_host",
         "_is_append_time",
-        "_saved_high_watermark",
+        "_is_reported",
         "_size_bytes_max",
-        "_unlink_at_ns",
         "bytes_appended",
-        "copy_id",
-        "device",
-        "directory",
-        "is_open",
-        "log",
-        "partition",
-        "topic",
-        "topic_id",
+        "others",
     )
 
-    def __init__(self, host: Host, grant: PartitionGrant, log: Log, config: TopicConfig) -> None:
-        """Take over an open log. Raises PolicyViolationError when the board has no cell left."""
-        epoch = grant.leader_epoch
-        self._host = host
-        self.topic, self.topic_id = grant.topic, grant.topic_id
-        self.partition, self.copy_id = grant.partition, grant.copy_id
-        self.directory = grant.directory
-        self.device = os.stat(grant.directory).st_dev
-        self.log = log
-        self._core = Partition(epoch, log.log_start, log.log_end, min(log.durable_end, log.log_end), config)
-        self._cell = host.board.claim(self.topic_id, self.partition)
-        self._saved_high_watermark = log.saved_high_watermark
+    def __init__(
+        self,
+        host: Host,
+        grant: PartitionGrant,
+        log: CopiedLog,
+        producers: ProducerState,
+        config: TopicConfig,
+        *,
+        high_watermark: int = 0,
+    ) -> None:
+        """Lead from the log's end on. `high_watermark` is the highest that any reader may have seen: with one copy it
+        is the log's end anyway. Raises PolicyViolationError when the board has no cell left."""
+        super().__init__(host, grant, log, producers)
+        copies = copies_of(grant)
+        self._core = Partition(
+            grant.leader_epoch,
+            log.log_start,
+            log.log_end,
+            min(log.durable_end, log.log_end),
+            config,
+            own=grant.copy_id,
+            copies=copies if copies is not None and len(copies.all) > 1 else None,
+            high_watermark=max(high_watermark, log.saved_high_watermark),
+            lag_max_ms=host.lag_max_ms,
+            is_epoch_durable=grant.is_epoch_durable,
+            sequences=producers.sequences,
+            now_ns=host.clock.now_ns(),
+        )
         self._active_base = -1
-        self.is_open = True
-        self._unlink_at_ns = 0
+        self._is_reported = False
         self.bytes_appended = 0
+        self.others = OtherCopies(self, host, grant.copies)
         self._does: dict[type[Effect], Callable[[Any], None]] = {
             ev.Write: self._write,
             ev.Flush: self._flush,
@@ -97,19 +107,18 @@ class Leader:
             ev.Trim: self._trim,
             ev.AnswerLogStart: self._answer_log_start,
             ev.Retire: self._retire,
+            ev.Tell: self.others.tell,
+            ev.ProposeIsr: self.others.propose,
         }
         self._use(config)
         self._restate(ev.Restate())
+        if self._core.progress is not None:
+            self.others.begin()
 
     @property
     def high_watermark(self) -> int:
         """Readers see everything before it."""
         return self._core.high_watermark
-
-    def note_reader(self, offset: int) -> None:
-        """A reader asks for what is at `offset`: the board says how far the readers are."""
-        if offset <= self.high_watermark:
-            self._cell.note_reader(offset)
 
     @property
     def leader_epoch(self) -> int:
@@ -117,9 +126,19 @@ class Leader:
         return self._core.leader_epoch
 
     @property
+    def core(self) -> Partition:
+        """The state machine, to be read."""
+        return self._core
+
+    @property
     def state(self) -> State:
         """What the partition takes."""
         return self._core.state
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its files can be used."""
+        return self.state is not State.OFFLINE and self.log.failure is None
 
     @property
     def is_flushing(self) -> bool:
@@ -131,6 +150,11 @@ class Leader:
         """The topic's settings in force."""
         return self._core.config
 
+    def note_reader(self, offset: int) -> None:
+        """A reader asks for what is at `offset`: the board says how far the readers are."""
+        if offset <= self.high_watermark:
+            self._cell.note_reader(offset)
+
     def handle(self, event: Event) -> None:
         """Give an event to the state machine, and do what it wants."""
         self._perform(self._core.handle(event, self._host.clock.now_ns()))
@@ -138,13 +162,13 @@ class Leader:
     def produce(self, request: Request) -> None:
         """Take a PRODUCE request: answer it, or see to it that it will be. The batch is checked on our own copy."""
         header = request.header
-        if len(request.body) != 1:
-            request.refuse(InvalidRequestError(f"a produce request has one body frame, not {len(request.body)}"))
-            return
-        batch = request.body[0]
-        if isinstance(batch, bytes):
-            batch = bytearray(batch)
+        body = request.body
         try:
+            if len(body) != 1:
+                self._take_options(request)
+            batch = body[0]
+            if isinstance(batch, bytes):
+                batch = bytearray(batch)
             found = check_batch(batch, size_bytes_max=self._size_bytes_max, records_max=self._host.records_max)
             if found.attributes & _NOT_FROM_CLIENTS:
                 raise InvalidRecordError("control and transactional batches are not accepted")
@@ -154,20 +178,30 @@ class Leader:
             return
         request.batch = (batch, found)
         request.body = ()
-        event = ev.Produce(request, header.acks, header.leader_epoch)
+        known_by = found if found.producer_id >= 0 else None
+        event = ev.Produce(request, header.acks, header.leader_epoch, known_by)
         self._perform(self._core.handle(event, self._host.clock.now_ns()))
 
-    def save_high_watermark(self) -> None:
-        """Write the high watermark to the copy's checkpoint, if it has moved since the last time."""
-        high_watermark = self.high_watermark
-        if high_watermark == self._saved_high_watermark or self.state is State.OFFLINE:
-            return
-        try:
-            self.log.save_high_watermark(high_watermark)
-        except BrokerError as error:
-            self.fail(error)
-            return
-        self._saved_high_watermark = high_watermark
+    @staticmethod
+    def _take_options(request: Request) -> None:
+        if len(request.body) != 2:
+            raise InvalidRequestError(f"a produce request has one or two body frames, not {len(request.body)}")
+        request.expected_offset = decode(ProduceOptions, request.body[1]).expected_offset
+
+    def renew(self, grant: PartitionGrant) -> None:
+        """A grant of this leadership, or of the next epoch of it: take over what is new in it."""
+        if grant.leader_epoch > self.leader_epoch:
+            self.handle(ev.EpochRaised(grant.leader_epoch, grant.is_epoch_durable))
+        elif grant.is_epoch_durable:
+            self.handle(ev.EpochDurable(grant.leader_epoch))
+        self.others.renew(grant)
+
+    def tick(self) -> None:
+        """Time went on."""
+        self.handle(ev.Tick())
+        self.others.tick()
+
+    # --- housekeeping ------------------------------------------------------------------------------------------------
 
     def retain(self, wall_ms: int) -> None:
         """Roll a segment that is too old, and let go of those that are too old or too many."""
@@ -183,16 +217,8 @@ class Leader:
         if log.active_base != self._active_base:
             self.handle(ev.Rolled())
         if log_start != self._core.log_start:
-            self._note_deleted(count)
+            self._note_deleted(count, self.config.file_delete_delay_ms)
             self.handle(ev.Trimmed(log_start))
-
-    def free_bytes(self) -> int:
-        """Room on the file system that holds the copy; plenty when it cannot be asked."""
-        try:
-            found = os.statvfs(self.directory)
-        except OSError:
-            return 1 << 62
-        return found.f_bavail * found.f_frsize
 
     def lose_room(self) -> None:
         """The disk has too little room: refuse produce until `find_room`."""
@@ -208,42 +234,26 @@ class Leader:
             self._say(logging.INFO, "room again", None)
             self.handle(ev.RoomFound())
 
-    def has_files_to_unlink(self, now_ns: int) -> bool:
-        """Whether deleted segments have waited long enough; then it says so once, and the caller unlinks them."""
-        is_due = 0 < self._unlink_at_ns <= now_ns
-        if is_due:
-            self._unlink_at_ns = 0
-        return is_due
-
     def reconfigure(self, config: TopicConfig) -> None:
         """Apply the topic's settings from now on."""
-        self.log.configure(config)
+        super().reconfigure(config)
         self._use(config)
         self.handle(ev.Reconfigured(config))
 
-    def revoke(self) -> None:
-        """Lead no more: wake everybody, retire the cell. The caller closes or deletes `log`."""
+    def stop(self) -> None:
+        """Lead no more: everybody who waits is answered. The caller takes over, closes or deletes `log`."""
         self.handle(ev.Revoked())
-        self.is_open = False
         self._host.attention.timed.discard(self)
         self._host.attention.full.discard(self)
-        self._host.board.free(self._cell)
-
-    def close(self, *, clean: bool) -> None:
-        """Close the copy at the end of the process; `clean` syncs it first, so that the next start need not read it."""
-        high_watermark = self.high_watermark
-        is_whole = self.state is not State.OFFLINE
-        self.handle(ev.Revoked())
-        self.is_open = False
-        if is_whole:
-            self.log.save_high_watermark(high_watermark)
-        self.log.close(clean=is_whole and clean)
+        self._leave()
 
     def _use(self, config: TopicConfig) -> None:
         timed = self._host.attention.timed
         timed.add(self) if config.flush_ms >= 0 else timed.discard(self)
         self._is_append_time = config.message_timestamp_type == "LogAppendTime"
         self._size_bytes_max = min(config.max_message_bytes, self._host.message_max_bytes)
+
+    # --- effects -----------------------------------------------------------------------------------------------------
 
     def _perform(self, effects: list[Effect]) -> None:
         does = self._does
@@ -263,10 +273,14 @@ class Leader:
             header = read_header(batch)
         stamp(batch, effect.base_offset, effect.leader_epoch)
         try:
+            if request.expected_offset not in (ANY_OFFSET, effect.base_offset):
+                raise WrongExpectedOffsetError(f"expected {request.expected_offset}; the next is {effect.base_offset}")
             self.log.append(batch, header)
         except BrokerError as error:
             self._append_failed(request, error)
             return
+        if header.producer_id >= 0:
+            self.producers.note_all((read_header(batch),))
         size_bytes = len(batch)
         self.bytes_appended += size_bytes
         count = header.record_count
@@ -280,7 +294,8 @@ class Leader:
 
     def _append_failed(self, request: Request, error: BrokerError) -> None:
         self.handle(ev.AppendFailed(request, error))
-        self.fail(error)
+        if not isinstance(error, WrongExpectedOffsetError):
+            self.fail(error)
 
     def _publish(self, effect: ev.Publish) -> None:
         log = self.log
@@ -307,7 +322,7 @@ class Leader:
         )
 
     def _publish_durable(self, effect: ev.PublishDurable) -> None:
-        self._cell.durable(effect.durable)
+        self._cell.durable(max(effect.durable, self._core.durable))
 
     def _wake(self, effect: ev.Wake) -> None:
         self._host.wake(effect.waits)
@@ -322,26 +337,11 @@ class Leader:
         request.refuse(effect.error)
 
     def _flush(self, effect: ev.Flush) -> None:
-        try:
-            job = self.log.begin_flush()
-        except BrokerError as error:
-            self.handle(ev.FlushFailed(error))
-            self.fail(error)
-            return
-        self._host.disk.submit(job.run, lambda _, error: self._flushed(job, error))
-        self._host.board.count(Counter.FSYNCS)
+        self._flush_log(self._flushed, lambda error: self.handle(ev.FlushFailed(error)))
 
-    def _flushed(self, job: FlushJob, error: BaseException | None) -> None:
-        if not self.is_open:
-            return
-        if error is not None:
-            self.fail(error)
-            return
-        try:
-            durable = self.log.finish_flush(job)
-        except BrokerError as caught:
-            self.fail(caught)
-            return
+    def _flushed(self, durable: int) -> None:
+        if self.state is not State.OFFLINE:
+            self._cell.durable(durable)
         self.handle(ev.Flushed(durable))
 
     def _trim(self, effect: ev.Trim) -> None:
@@ -352,12 +352,8 @@ class Leader:
             self._refuse(ev.Refuse(effect.request, error))
             self.fail(error)
             return
-        self._note_deleted(count)
+        self._note_deleted(count, self.config.file_delete_delay_ms)
         self.handle(ev.Trimmed(log_start, effect.request))
-
-    def _note_deleted(self, count_before: int) -> None:
-        self._host.board.count(Counter.SEGMENTS_DELETED, max(0, count_before - self.log.segment_count))
-        self._unlink_at_ns = self._host.clock.now_ns() + self.config.file_delete_delay_ms * NS_PER_MS
 
     def _answer_log_start(self, effect: ev.AnswerLogStart) -> None:
         request: Request = effect.request
@@ -370,8 +366,7 @@ class Leader:
         """Files did not do what they were asked. Only a copy that is done for goes offline; the rest is tried again."""
         failure = self.log.failure
         if failure is not None:
-            self._say(logging.ERROR, "offline", failure)
-            self.handle(ev.Damaged(failure))
+            self._go_offline(failure)
         elif isinstance(error, DiskFullError):
             self._say(logging.WARNING, "no room", error)
             self.handle(ev.RoomLost())
@@ -381,10 +376,22 @@ class Leader:
         else:
             raise error
 
-    def _say(self, level: int, what: str, error: BaseException | None) -> None:
-        if not self._host.once.allows(f"{what} {self.topic_id} {self.partition}", self._host.clock.now_ns()):
-            return
-        where: dict[str, object] = {"topic": self.topic, "partition": self.partition}
-        if error is not None:
-            where["error"] = error
-        logging.getLogger(__name__).log(level, "%s", what, extra=where)
+    def cannot_be_read(self, error: BrokerError) -> None:
+        """A follower was to get bytes that could not be read, or were not as they should be."""
+        if is_damage(error):
+            self.found_damage(error)
+        else:
+            self._say(logging.WARNING, "cannot be read for a follower", error)
+
+    def found_damage(self, error: BrokerError) -> None:
+        """Bytes of the log are not what was written: nobody may be served from it before it was fetched again."""
+        if self.state is not State.OFFLINE:
+            self._mark_suspect()
+            self._go_offline(error)
+
+    def _go_offline(self, error: BrokerError) -> None:
+        self._say(logging.ERROR, "offline", error)
+        self.handle(ev.Damaged(error))
+        if not self._is_reported:
+            self._is_reported = True
+            self._report_suspect(error, lambda: None)

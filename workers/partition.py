@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -21,25 +22,31 @@ from typing import Final
 from zbroker import ids
 from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import ServerConfig
+from zbroker.core.replication import ENTRY_BYTES_MAX
 from zbroker.errors import BrokerError, InvalidRequestError, StaleIncarnationError
 from zbroker.shm.board import BoardWriter
 from zbroker.shm.layout import Counter
 from zbroker.storage.files import Files
+from zbroker.storage.handles import Handles
 from zbroker.transport.loop import IDLE_MS
 from zbroker.wire.codec import decode, encode
-from zbroker.wire.inner_messages import Register, Registered
+from zbroker.wire.inner_messages import AlterIsr, CopySuspect, Register, Registered
 from zbroker.wire.layout import INNER_APIS, PEER, Api, unpack_header
-from zbroker.wire.messages import Done, OpenLane
+from zbroker.wire.messages import Done, Message, OpenLane
 from zbroker.workers.disk_thread import DiskThread, IoClock
+from zbroker.workers.feed import Feed
 from zbroker.workers.grants import Grants
-from zbroker.workers.host import Attention, Counts, Host
+from zbroker.workers.host import Attention, Counts, Host, OnAnswer
 from zbroker.workers.housekeeping import Housekeeping
 from zbroker.workers.lanes import Lanes, ServedLane
 from zbroker.workers.link import RouterLink
+from zbroker.workers.open_copy import Key
 from zbroker.workers.request import Frame, Request
 from zbroker.workers.runtime import Reload, Role, exit_code_of
 from zbroker.workers.serving import RequestHandler, Serving, not_here
 from zbroker.workers.spin import Spin
+from zbroker.workers.streams import Streams
+from zbroker.workers.subscriptions import Subscriptions
 from zbroker.workers.waits import Waits
 
 REGISTER_INTERVAL_MS: Final = 100
@@ -49,6 +56,7 @@ BACKLOG_MS: Final = 1
 SWITCH_INTERVAL_S: Final = 0.0005
 GC_THRESHOLDS: Final = (10_000, 20, 50)  # A request makes containers and no cycles: collecting more often finds none.
 _PRODUCE: Final = int(Api.PRODUCE)
+_COORDINATOR_APIS: Final[dict[type[Message], Api]] = {AlterIsr: Api.ALTER_ISR, CopySuspect: Api.COPY_SUSPECT}
 
 
 class SocketRoute:
@@ -77,21 +85,31 @@ class Worker:
         self._disk = DiskThread(role.loop, io_clock, "disk")
         self._waits = Waits()
         self._counts = Counts()
-        host = Host(
-            board=self.board,
-            clock=role.clock,
-            disk=self._disk,
-            wake=self._waits.wake,
-            message_max_bytes=limits.message_max_bytes,
-            records_max=limits.records_per_batch_max,
+        message_max_bytes = max(limits.message_max_bytes, ENTRY_BYTES_MAX)
+        self._streams = Streams(
+            role.loop,
+            role.clock,
+            role.paths.stream_socket(role.name),
+            self._feed_of,
+            number=role.number,
+            incarnation=role.incarnation,
+            message_max_bytes=message_max_bytes,
+            credit_bytes=role.config.replicas.stream_credit_bytes,
             once=role.once,
-            counts=self._counts,
-            attention=Attention(),
         )
-        self._grants = Grants(host, role.loop, io_clock, role.config, Files())
+        self._subscriptions = Subscriptions(
+            role.loop,
+            role.clock,
+            role.paths,
+            number=role.number,
+            incarnation=role.incarnation,
+            message_max_bytes=message_max_bytes,
+        )
+        host = self._make_host(io_clock)
+        self._grants = Grants(host, role.config)
         self._leaders = leaders = self._grants.leaders
         self._serving = Serving(leaders, self._waits, self.board, role.clock, limits)
-        self._housekeeping = Housekeeping(leaders, host, role.loop, role.config.storage)
+        self._housekeeping = Housekeeping(leaders, self._grants.copies, host, role.config.storage)
         self._lanes = Lanes(
             loop=role.loop,
             clock=role.clock,
@@ -106,19 +124,7 @@ class Worker:
         self._sleeper = self.board.sleeper()
         role.loop.before_sleep = self._before_sleep
         role.loop.after_sleep = self._sleeper.awake
-        self._client_apis: dict[int, RequestHandler] = {
-            Api.FETCH: self._serving.fetch,
-            Api.LIST_OFFSETS: self._serving.list_offsets,
-            Api.DELETE_RECORDS: self._serving.delete_records,
-            Api.OPEN_LANE: self._open_lane,
-        }
-        self._lane_apis: dict[int, RequestHandler] = {**self._client_apis, Api.WAIT: self._serving.wait}
-        self._inner_apis: dict[int, RequestHandler] = {
-            Api.GRANT: self._grants.grant,
-            Api.REVOKE: self._grants.revoke,
-            Api.RECONFIGURE: self._grants.reconfigure,
-            Api.ANNOUNCE: self._announced,
-        }
+        self._name_handlers()
         self._is_registered = False
         self._is_registering = False
         self._replaced_by: StaleIncarnationError | None = None
@@ -133,6 +139,48 @@ class Worker:
             on_welcome=self._register,
         )
 
+    def _name_handlers(self) -> None:
+        self._client_apis: dict[int, RequestHandler] = {
+            Api.FETCH: self._serving.fetch,
+            Api.LIST_OFFSETS: self._serving.list_offsets,
+            Api.DELETE_RECORDS: self._serving.delete_records,
+            Api.OPEN_LANE: self._open_lane,
+            Api.PARTITION_STATE: self._serving.partition_state,
+        }
+        self._lane_apis: dict[int, RequestHandler] = {**self._client_apis, Api.WAIT: self._serving.wait}
+        self._inner_apis: dict[int, RequestHandler] = {
+            Api.GRANT: self._grants.grant,
+            Api.REVOKE: self._grants.revoke,
+            Api.RECONFIGURE: self._grants.reconfigure,
+            Api.ANNOUNCE: self._announced,
+        }
+
+    def _make_host(self, io_clock: IoClock) -> Host:
+        role, limits, files = self._role, self._role.config.limits, Files()
+        # Half of what the process may open: lanes, sockets and directories' locks need descriptors too.
+        descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return Host(
+            number=role.number,
+            incarnation=role.incarnation,
+            board=self.board,
+            clock=role.clock,
+            loop=role.loop,
+            files=files,
+            handles=Handles(files, max(2, min(limits.open_segments_max, descriptors_max // 2))),
+            disk=self._disk,
+            io_clock=io_clock,
+            streams=self._streams,
+            subscriptions=self._subscriptions,
+            ask_coordinator=self._ask_coordinator,
+            wake=self._waits.wake,
+            message_max_bytes=limits.message_max_bytes,
+            records_max=limits.records_per_batch_max,
+            lag_max_ms=role.config.replicas.lag_max_ms,
+            once=role.once,
+            counts=self._counts,
+            attention=Attention(),
+        )
+
     def run(self) -> None:
         """Serve until the role is asked to end. Raises StaleIncarnationError when another process took its place."""
         role, lanes = self._role, self._lanes
@@ -141,6 +189,7 @@ class Worker:
         while not role.is_stopping and self._replaced_by is None:
             work = lanes.visit()
             if work:
+                self._send_streams()
                 self._spin.note_work()
                 now_ns = self._clock.now_ns()
                 if now_ns < next_turn_ns:
@@ -150,6 +199,7 @@ class Worker:
                 role.turn(0)
             else:
                 role.turn(self._sleep_ms())
+            self._send_streams()
             if len(self._waits):
                 self._waits.expire(self._clock.now_ns())
         if self._replaced_by is not None:
@@ -161,6 +211,8 @@ class Worker:
         self._drain(deadline_ns)
         self._disk.close(timeout_s=CLOSE_TIMEOUT_MS / 1_000)
         self._grants.close(deadline_ns)
+        self._streams.close()
+        self._subscriptions.close()
         self._lanes.close()
         self._link.close()
 
@@ -172,6 +224,20 @@ class Worker:
                 if not any(leader.is_flushing for leader in self._leaders.values()):
                     return
                 role.turn(BACKLOG_MS)
+
+    def _send_streams(self) -> None:
+        """The end of a turn: what leaders have for followers, and followers for leaders."""
+        if self._streams.has_work:
+            self._streams.flush()
+        if self._subscriptions.ready:
+            self._subscriptions.flush()
+
+    def _feed_of(self, key: Key) -> Feed | None:
+        leader = self._leaders.get(key)
+        return None if leader is None else leader.others.feed
+
+    def _ask_coordinator(self, message: Message, on_answer: OnAnswer) -> None:
+        self._link.call(ids.COORDINATOR, _COORDINATOR_APIS[type(message)], message, on_answer)
 
     def handle(self, request: Request) -> None:
         """Take a request, whichever way it came; it is answered now or later. Only its asker hears of an error."""

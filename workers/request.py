@@ -10,6 +10,7 @@ from zbroker.record.layout import BatchHeader
 from zbroker.wire.layout import Api, Header, pack_reply
 
 NO_APPEND_TIME: Final = -1
+ANY_OFFSET: Final = -1
 
 Frame = bytes | bytearray | memoryview
 Batch = bytearray | memoryview
@@ -29,7 +30,7 @@ class Request:
     between check and append; it is dropped then, so that a request that waits for the disk holds no batch.
     """
 
-    __slots__ = ("append_time_ms", "batch", "body", "header", "is_answered", "route", "uid")
+    __slots__ = ("append_time_ms", "batch", "body", "expected_offset", "header", "is_answered", "route", "uid")
 
     def __init__(self, header: Header, body: Sequence[Frame], route: Route, uid: int) -> None:
         self.header = header
@@ -39,6 +40,7 @@ class Request:
         self.is_answered = False
         self.batch: tuple[Batch, BatchHeader] | None = None
         self.append_time_ms = NO_APPEND_TIME
+        self.expected_offset = ANY_OFFSET
 
     def reply(self, *body: Frame) -> None:
         """Answer with success."""

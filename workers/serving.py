@@ -23,6 +23,7 @@ from zbroker.errors import (
 from zbroker.shm.board import BoardWriter
 from zbroker.shm.layout import Counter
 from zbroker.wire.codec import decode, encode
+from zbroker.wire.copy_messages import PartitionState, PartitionStateRequest, PartitionStates
 from zbroker.wire.layout import WAITED
 from zbroker.wire.messages import (
     EARLIEST,
@@ -154,6 +155,19 @@ class Serving:
         """DELETE_RECORDS: the log begins at the offset afterwards, or earlier; the answer says where."""
         wanted = decode(DeleteRecords, _body(request))
         self.leader_of(request).handle(ev.DeleteBefore(request, wanted.offset))
+
+    def partition_state(self, request: Request) -> None:
+        """PARTITION_STATE: how the copies of partitions stand, as their leader sees it."""
+        wanted = decode(PartitionStateRequest, _body(request))
+        if len(wanted.partitions) > PARTITIONS_MAX:
+            raise InvalidRequestError(f"the state of {len(wanted.partitions)} partitions")
+        request.reply(encode(PartitionStates([self._state(*key) for key in wanted.partitions])))
+
+    def _state(self, topic_id: int, partition: int) -> PartitionState:
+        leader = self._leaders.get((topic_id, partition))
+        if leader is None:
+            return PartitionState(topic_id, partition, _NOT_HERE, -1, -1, -1, -1, -1, [])
+        return leader.others.describe()
 
     def _deadline_ns(self, timeout_ms: int) -> int:
         return self._clock.now_ns() + min(timeout_ms, WAIT_MS_MAX) * NS_PER_MS

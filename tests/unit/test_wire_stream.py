@@ -20,7 +20,7 @@ ENTRIES: dict[Kind, list[stream.Entry]] = {
     Kind.PING: [],
     Kind.ACCEPTED: [stream.Accepted(*KEY, 5, 990)],
     Kind.DIVERGED: [stream.Diverged(*KEY, 6, 0, 800)],
-    Kind.BEGIN_ANEW: [stream.BeginAnew(*KEY, 500, 505)],
+    Kind.BEGIN_ANEW: [stream.BeginAnew(*KEY, 500)],
     Kind.REJECTED: [stream.Rejected(*KEY, 74, 0)],
     Kind.APPENDED: [stream.Appended(*KEY, 1000, 1010, 960, 4096, 352, 995, 5, 1010, 0, 0)],
     Kind.PONG: [],

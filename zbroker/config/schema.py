@@ -67,6 +67,8 @@ class ReplicasSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """[replicas]"""
 
     count: Annotated[int, doc("replica processes", ge=0, le=256)] = 0
+    lag_max_ms: Annotated[int, doc("a copy that has not caught up for longer is not in sync", ge=100)] = 5_000
+    stream_credit_bytes: Annotated[int, doc("unconfirmed bytes of one partition to one follower", ge=4096)] = 4 * MIB
 
 
 class NetworkSection(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -15,7 +15,7 @@ A message is a frame of one head and `count` entries of one kind, then frames of
     PING           no entries: asks for PONG                                                          follower
     ACCEPTED       log start i64 | 32 high watermark i64                                              leader
     DIVERGED       epoch i32 | 28 zero u32 | 32 end offset i64                                        leader
-    BEGIN_ANEW     offset i64 | 32 log start i64                                                      leader
+    BEGIN_ANEW     offset i64                                                                         leader
     REJECTED       error i32 | 28 zero u32                                                            leader
     APPENDED       start offset i64 | 32 end offset i64 | 40 segment base i64 | 48 position u64       leader
                    56 size u64 | 64 high watermark i64 | 72 log start i64 | 80 flush to i64 (-1: none)
@@ -146,7 +146,7 @@ class Diverged(NamedTuple):
 
 
 class BeginAnew(NamedTuple):
-    """The follower drops what it has and begins at `offset`, the base of the batch that holds `log_start`."""
+    """The follower drops what it has and begins at `offset`, the base of a batch."""
 
     topic_id: int
     partition: int
@@ -154,7 +154,6 @@ class BeginAnew(NamedTuple):
     copy_id: int
     subscription: int
     offset: int
-    log_start: int
 
 
 class Rejected(NamedTuple):
@@ -199,7 +198,7 @@ class Layout:
         Kind.PING: struct.Struct("<"),
         Kind.ACCEPTED: struct.Struct("<IIiIQqq"),
         Kind.DIVERGED: struct.Struct("<IIiIQiIq"),
-        Kind.BEGIN_ANEW: struct.Struct("<IIiIQqq"),
+        Kind.BEGIN_ANEW: struct.Struct("<IIiIQq"),
         Kind.REJECTED: struct.Struct("<IIiIQiI"),
         Kind.APPENDED: struct.Struct("<IIiIQqqqQQqqqII"),
         Kind.PONG: struct.Struct("<"),
@@ -224,7 +223,7 @@ ENTRY_BYTES: Final = {
     Kind.PING: 0,
     Kind.ACCEPTED: 40,
     Kind.DIVERGED: 40,
-    Kind.BEGIN_ANEW: 40,
+    Kind.BEGIN_ANEW: 32,
     Kind.REJECTED: 32,
     Kind.APPENDED: 96,
     Kind.PONG: 0,

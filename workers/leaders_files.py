@@ -1,0 +1,79 @@
+"""The leader's segment files, as a follower reads them, and what it makes sure of before it takes their bytes over.
+
+Guarantees: `read` gives our own copy of the bytes, so that what was checked is what is appended. One file is open at a
+time, and like any other descriptor it is closed while it is not used. `checked` trusts nothing but the bytes at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zbroker.errors import CorruptRecordError, StorageError
+from zbroker.record.batch import batches_in, crc_matches
+from zbroker.record.layout import BatchHeader
+from zbroker.storage.files import Files
+from zbroker.storage.handles import Handles
+from zbroker.storage.layout import segment_name
+
+
+class _File:
+    """One file, opened when it is read."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.path = path
+        self._files = files
+
+    def open_fd(self) -> int:
+        """Open it: what the handles call. Raises StorageError."""
+        try:
+            return self._files.open(self.path)
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.path} is gone") from error
+
+
+class LeadersFiles:
+    """See the module. `directory` is where the leader's copy lies."""
+
+    def __init__(self, files: Files, handles: Handles) -> None:
+        self.directory = Path()
+        self._files = files
+        self._handles = handles
+        self._file: _File | None = None
+        self._base = -1
+
+    def read(self, segment_base: int, position: int, size_bytes: int) -> bytes:
+        """Bytes of a segment; fewer only at the end of its file. Raises StorageError, TooManyOpenFilesError."""
+        file = self._file
+        if file is None or self._base != segment_base:
+            self.drop()
+            file = self._file = _File(self.directory / segment_name(segment_base), self._files)
+            self._base = segment_base
+        return self._files.pread(self._handles.fd(file), size_bytes, position)
+
+    def drop(self) -> None:
+        """Close what is open: the next file of that name may be another one."""
+        if self._file is not None:
+            self._handles.drop(self._file)
+            self._file = None
+
+
+def checked(data: bytes, start_offset: int, end_offset: int, epoch_min: int, epoch_max: int) -> list[BatchHeader]:
+    """The headers of the batches in `data`: whole, sound, following on each other from one offset to the other, with
+    epochs that do not fall. Raises CorruptRecordError for anything else."""
+    headers: list[BatchHeader] = []
+    following, end, epoch = start_offset, 0, epoch_min
+    with memoryview(data) as view:
+        for position, header in batches_in(view):
+            if header.base_offset != following or not epoch <= header.leader_epoch <= epoch_max:
+                raise CorruptRecordError(
+                    f"a batch at offset {header.base_offset} of epoch {header.leader_epoch}, where {following} comes "
+                    f"next, of epoch {epoch} to {epoch_max}"
+                )
+            if not crc_matches(view, position, header):
+                raise CorruptRecordError(f"the leader's batch at offset {following} fails its CRC")
+            following, epoch = header.next_offset, header.leader_epoch
+            end = position + header.size_bytes
+            headers.append(header)
+    if following != end_offset or end != len(data):
+        raise CorruptRecordError(f"batches up to offset {following}, where the leader named {end_offset}")
+    return headers
