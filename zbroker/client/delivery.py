@@ -257,9 +257,8 @@ class Delivery:
         return bool(self.emitters)
 
     def has_work(self) -> bool:
-        """See Work."""
-        with self.lock:
-            return any(not queue.is_empty for queue in self._queues.values())
+        """See Work. Without the lock: a thread that is interrupted while it has it holds up whoever sends."""
+        return any(not queue.is_empty for queue in list(self._queues.values()))
 
     def do_what_is_due(self) -> None:
         """See Work."""
