@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
+from tests.consuming import Writing, broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker.client.consumer import Consumer
-from zbroker.client.producer import Producer
 from zbroker.testing import Broker
 
 TOPIC = "t"
@@ -29,33 +27,6 @@ def served() -> Iterator[tuple[Broker, str]]:
 @pytest.fixture(params=["shm", "zmq"])
 def way(request: pytest.FixtureRequest, served: tuple[Broker, str]) -> dict[str, Any]:
     return settings_for(request.param, *served)
-
-
-class Writing:
-    """A producer in a thread: every acknowledged value of each partition, in order, without duplicates of its own."""
-
-    def __init__(self, way: dict[str, Any]) -> None:
-        self._way = way
-        self._stop = threading.Event()
-        self.sent: dict[int, list[bytes]] = {n: [] for n in range(4)}
-        self.retried = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        with Producer(self._way, request_timeout_ms=1_000) as producer:
-            index = 0
-            while not self._stop.is_set():
-                partition, value = index % 4, b"%d" % index
-                producer.send(TOPIC, value, partition=partition).result(60)
-                self.sent[partition].append(value)
-                index += 1
-
-    def end(self) -> int:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-        return sum(map(len, self.sent.values()))
 
 
 def without_repeats(values: list[Any]) -> list[Any]:
@@ -80,7 +51,7 @@ def test_every_acknowledged_record_is_read_in_order_over_a_death(
     broker = served[0]
     found: dict[int, list[Any]] = {n: [] for n in range(4)}
     with Consumer(TOPIC, auto_offset_reset="earliest", **way) as consumer:
-        writing = Writing(way)
+        writing = Writing(way, TOPIC, 4)
         try:
             for _ in range(2):
                 goal = sum(map(len, found.values())) + 40
