@@ -70,7 +70,7 @@ class Stream:
         "told_log_start",
     )
 
-    def __init__(self, event: rv.Subscribed, now_ns: int) -> None:
+    def __init__(self, event: rv.Subscribed, flush_to: int, now_ns: int) -> None:
         self.session = event.session
         self.copy_id = event.copy_id
         self.subscription = event.subscription
@@ -82,7 +82,7 @@ class Stream:
         self.in_flight_bytes = 0
         self.is_stuck = False
         self.moved_ns = now_ns
-        self.flush_to = _NOTHING
+        self.flush_to = flush_to
         self.told_flush_to = _NOTHING
         self.told_high_watermark = _NOTHING
         self.told_log_start = _NOTHING
@@ -130,6 +130,7 @@ class Replication:
         self.log_start = log_start
         self.log_end = log_end
         self.high_watermark = high_watermark
+        self._flush_to = _NOTHING  # the highest ever wanted: who comes later is asked for it too
         self._history = history
         self._credit_bytes = credit_bytes
         self._entry_bytes_max = entry_bytes_max
@@ -157,7 +158,7 @@ class Replication:
         if answer is not None:
             effects.append(answer)
             return effects
-        one = self.streams[event.copy_id] = Stream(event, now_ns)
+        one = self.streams[event.copy_id] = Stream(event, self._flush_to, now_ns)
         one.told_high_watermark, one.told_log_start = self.high_watermark, self.log_start
         where = (event.session, event.copy_id, event.subscription, self.leader_epoch)
         effects.append(rv.Accept(*where, self.log_start, self.high_watermark))
@@ -231,9 +232,10 @@ class Replication:
         assert event.log_end >= self.log_end
         self.log_start, self.log_end = event.log_start, event.log_end
         self.high_watermark = event.high_watermark
+        self._flush_to = max(self._flush_to, event.flush_to)
         effects: list[Effect] = []
         for one in self.streams.values():
-            one.flush_to = max(one.flush_to, event.flush_to)
+            one.flush_to = self._flush_to
             self._send(one, effects, now_ns)
         return effects
 
