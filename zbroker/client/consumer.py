@@ -49,7 +49,12 @@ CLOSE_TIMEOUT_MS: Final = 5_000
 
 
 class Consumer(Generic[K, V]):
-    """See the module. Settings are those of `ConsumerSettings`."""
+    """See the module. Settings are those of `ConsumerSettings`.
+
+    `isolation_level="read_durable"` gives out only what has been synced on the leader's disk: records of `acks="fsync"`
+    at once, others when the topic's `flush_ms` or `flush_messages` has synced them. Positions, ends and lag are those
+    of the high watermark either way.
+    """
 
     def __init__(self, *topics_or_config: str | Mapping[str, object], **settings: object) -> None:
         """Connect, and subscribe to the topics that are named. A mapping holds settings, in dotted names or not.

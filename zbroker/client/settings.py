@@ -59,7 +59,10 @@ class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
 
 
 class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a Consumer. Kafka's group settings are not here: this version has no groups."""
+    """Settings of a Consumer. Kafka's group settings are not here: this version has no groups.
+
+    `isolation_level`: "read_durable" holds back what has not been synced yet (see `Consumer`).
+    """
 
     auto_offset_reset: Literal["earliest", "latest", "none"] = "latest"
     max_poll_records: Positive = 500
