@@ -258,8 +258,8 @@ class Supervisor:
             self._is_ready = True
             try:
                 os.write(1, f"zbroker ready {self._paths.bootstrap_servers}\n".encode())
-            except BrokenPipeError:
-                pass  # Whoever started the broker reads no more; that is no reason to end it.
+            except OSError:
+                pass  # Whoever started the broker reads no more (EPIPE, EBADF); that is no reason to end it.
             service.notify(service.READY)
         if self._config.workers.count == "per-partition" and self._board.wanted_version() != self._wanted_version:
             version, numbers = self._board.wanted_version(), self._board.wanted()

@@ -155,14 +155,14 @@ class InvalidReplicationFactorError(BrokerError):
     """The replication factor must be from 1 to the number of worker and replica processes."""
 
     code = 38
-    hint = "zbroker cluster describe lists the processes; [workers] count, [replicas] count"
+    hint = "zbroker status lists the processes; [workers] count, [replicas] count"
 
 
 class InvalidConfigurationError(BrokerError):
     """A topic setting is unknown or its value is not allowed."""
 
     code = 40
-    hint = "zbroker topics create --help lists the settings"
+    hint = "zbroker config explain lists them, as topics.NAME"
 
 
 class InvalidRequestError(BrokerError):
@@ -241,7 +241,7 @@ class EligibleLeadersNotAvailableError(BrokerError):
     """No copy that may lead is left; an unclean election may lose records."""
 
     code = 83
-    hint = "zbroker topics describe TOPIC; zbroker cluster elect-leaders --unclean"
+    hint = "zbroker topics describe TOPIC shows isr and elr"
 
 
 class ProducerFencedError(BrokerError):
@@ -292,7 +292,7 @@ class DiskFullError(BrokerError):
 
     code = 1001
     retriable = True
-    hint = "free space, or retention.ms / retention.bytes of the topic; zbroker status shows sizes"
+    hint = "free space, or retention.ms / retention.bytes of the topic; zbroker topics list shows sizes"
 
 
 class LaneRefusedError(BrokerError):
@@ -315,7 +315,7 @@ class DirectoryLockedError(BrokerError):
     """Another process holds this directory."""
 
     code = 1004
-    hint = "zbroker status --run-dir shows who; stop that broker or choose another --data-dir"
+    hint = "zbroker status -b ipc://RUN_DIR shows who; stop that broker or choose another --data-dir"
 
 
 class StaleIncarnationError(BrokerError):

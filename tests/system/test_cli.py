@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -207,8 +208,14 @@ def test_topic_names_are_completed_from_the_broker(zbroker_server: Broker, zbrok
     assert f"plain,{zbroker_topic}" in done.stdout.splitlines()
 
 
-def test_a_broker_served_from_the_command_line_is_ready_stops_and_leaves_nothing(tmp_path: Path) -> None:
-    run_dir = Path("/dev/shm") / f"zbt-cli-{os.getpid()}"
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    path = Path("/dev/shm") / f"zbt-cli-{os.getpid()}"
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_a_broker_served_from_the_command_line_is_ready_stops_and_leaves_nothing(tmp_path: Path, run_dir: Path) -> None:
     command = [sys.executable, "-m", "zbroker"]
     serve = [*command, "serve", "--data-dir", str(tmp_path / "data"), "--run-dir", str(run_dir), "--workers", "1"]
     where = ["-b", f"ipc://{run_dir}"]

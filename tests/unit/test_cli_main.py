@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import click
 import pytest
 
-from zbroker import __version__
+from zbroker import __version__, errors
 from zbroker.cli import main as cli_main
 from zbroker.cli.failures import exit_code_of
 from zbroker.cli.main import COMMANDS, cli, main
 from zbroker.errors import (
+    BrokerError,
     BrokerNotAvailableError,
     ConfigError,
     DirectoryLockedError,
@@ -194,3 +196,27 @@ def test_completion_completes_commands_and_is_silent_without_a_broker(tmp_path: 
     assert complete("zbroker to") == ["topics"]
     assert "describe" in complete("zbroker topics ")
     assert complete("zbroker topics describe o") == []
+
+
+def hints() -> list[str]:
+    """Every hint that stands in the table of errors."""
+    found = [kind.hint for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BrokerError)]
+    return sorted(set(found))
+
+
+def test_every_command_that_a_hint_names_exists_with_its_options() -> None:
+    seen = 0
+    for hint in hints():
+        for words in re.findall(r"zbroker ((?:-{0,2}[a-z][a-z-]*(?: |$)?)+)", hint):
+            command: click.Command = cli
+            for word in words.split():
+                if word.startswith("-"):
+                    names = {name for option in command.params for name in option.opts} | {"--version"}
+                    assert word in names, f"{hint!r}: {command.name} has no {word!r}"
+                    break
+                if not isinstance(command, click.Group):
+                    continue
+                found = command.get_command(click.Context(cli), word)
+                assert found is not None, f"{hint!r}: there is no command {word!r}"
+                command, seen = found, seen + 1
+    assert seen > 20

@@ -44,6 +44,44 @@ def test_a_terminal_gets_columns_grouped_numbers_and_units(monkeypatch: pytest.M
     assert "\t" not in terminal.getvalue()
 
 
+NARROW = 60
+FINDINGS: list[list[output.Cell]] = [
+    [
+        "WARN",
+        "open files",
+        "soft limit 1024, hard limit 4096",
+        "LimitNOFILE=65536 in the systemd unit, or nofile elsewhere",
+    ],
+    ["PASS", "clock", "tsc", ""],
+]
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, columns: tuple[str, ...], rows: list[list[output.Cell]]) -> list[str]:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(NARROW))
+    options = Options()
+    options.no_color = True
+    print_table(options, columns, rows)
+    return terminal.getvalue().splitlines()
+
+
+def test_a_narrow_terminal_folds_prose_and_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed(monkeypatch, ("LEVEL", "RULE", "FOUND", "FIX"), FINDINGS)
+    assert all(len(line.rstrip()) <= NARROW for line in lines)
+    assert lines[0].split() == ["LEVEL", "RULE", "FOUND", "FIX"]
+    words = " ".join(lines).split()
+    assert {word for row in FINDINGS for cell in row for word in str(cell).split() if len(word) < 12} <= set(words)
+    assert "\u2026" not in "".join(lines)
+
+
+def test_a_table_that_is_too_wide_to_fold_goes_on_in_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = tuple(f"COLUMN-{number}" for number in range(9))
+    lines = printed(monkeypatch, columns, [list(range(1_000, 1_009))])
+    assert [line.split() for line in lines] == [list(columns), [f"{number:,}" for number in range(1_000, 1_009)]]
+    assert len(lines[0]) > NARROW
+
+
 def test_json_has_an_object_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     options = Options()
     options.is_json = True

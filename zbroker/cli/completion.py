@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from zbroker.cli.options import Options, pass_options, shared_options
+from zbroker.cli.output import print_json
 
 
 @click.command()
@@ -24,4 +25,8 @@ def completion(options: Options, shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     root = click.get_current_context().find_root().command
-    click.echo(found(root, {}, "zbroker", "_ZBROKER_COMPLETE").source())
+    script = found(root, {}, "zbroker", "_ZBROKER_COMPLETE").source()
+    if options.is_json:
+        print_json({"shell": shell, "script": script})
+    else:
+        click.echo(script)

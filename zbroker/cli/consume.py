@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -71,8 +71,8 @@ def consume(
     with options.consumer() as consumer:
         tps = _partitions(consumer, topics, chosen)
         consumer.assign(tps)
-        stops = _begin(consumer, tps, span)
-        shown = _print(consumer, formatter, pattern, count, stops)
+        floors, stops = _begin(options, consumer, tps, span)
+        shown = _print(consumer, formatter, Filter(pattern, floors, stops), count)
     options.note(f"{shown:,} records", level=1)
 
 
@@ -89,15 +89,49 @@ def _partitions(consumer: Consumer[Any, Any], topics: Iterable[str], chosen: Ite
     return found
 
 
-def _begin(consumer: Consumer[Any, Any], tps: list[TopicPartition], span: Span) -> dict[TopicPartition, int]:
-    """Seek each partition to where it shall begin; give the offsets to stop at, if there are any."""
+Offsets = dict[TopicPartition, int]
+
+
+class Filter(NamedTuple):
+    """Which of the records that are read shall be shown: those that match, from a floor on, below a stop."""
+
+    pattern: re.Pattern[bytes] | None
+    floors: Offsets
+    stops: Offsets
+
+    def wanted(self, tp: TopicPartition, records: list[Record]) -> list[Record]:
+        """Those of one partition."""
+        stop, floor = self.stops.get(tp), self.floors.get(tp)
+        if stop is not None and records[-1].offset >= stop:
+            records = [record for record in records if record.offset < stop]
+        if floor is not None:
+            records = [record for record in records if record.offset >= floor]
+        if self.pattern is not None:
+            search = self.pattern.search
+            records = [record for record in records if record.value is not None and search(record.value)]
+        return records
+
+
+def _begin(
+    options: Options, consumer: Consumer[Any, Any], tps: list[TopicPartition], span: Span
+) -> tuple[Offsets, Offsets]:
+    """Seek each partition to where it shall begin. Gives the offsets behind today's end from which on records are
+    wanted, and those to stop at."""
     starts = _resolve(consumer, tps, span.start)
     stops = _resolve(consumer, tps, span.stop) if span.stop is not None else {}
+    floors: Offsets = {}
+    if span.start.kind == "offset":
+        ends = consumer.end_offsets(tps)
+        floors = {tp: starts[tp] for tp in tps if starts[tp] > ends[tp]}
+    for tp, floor in floors.items():
+        starts[tp] = ends[tp]
+        if stops.get(tp, floor + 1) > floor:
+            options.note(f"{tp.topic}:{tp.partition} ends at offset {ends[tp]}: waiting for {floor}")
     for tp in tps:
         if tp in stops and starts[tp] >= stops[tp]:
             consumer.pause(tp)
         consumer.seek(tp, starts[tp])
-    return stops
+    return floors, stops
 
 
 def _resolve(consumer: Consumer[Any, Any], tps: list[TopicPartition], place: Place) -> dict[TopicPartition, int]:
@@ -116,19 +150,14 @@ def _resolve(consumer: Consumer[Any, Any], tps: list[TopicPartition], place: Pla
     return {tp: max(first[tp], place.number) for tp in tps}
 
 
-def _print(
-    consumer: Consumer[Any, Any],
-    formatter: Formatter,
-    pattern: re.Pattern[bytes] | None,
-    count: int | None,
-    stops: dict[TopicPartition, int],
-) -> int:
+def _print(consumer: Consumer[Any, Any], formatter: Formatter, chosen: Filter, count: int | None) -> int:
     out = sys.stdout.buffer
+    stops = chosen.stops
     left = set(stops) - consumer.paused()
     shown = 0
     while (not stops or left) and (count is None or shown < count):
         for tp, records in consumer.poll(timeout_ms=_WAIT_MS, max_records=_RECORDS_MAX).items():
-            wanted = _wanted(records, stops.get(tp), pattern)
+            wanted = chosen.wanted(tp, records)
             if count is not None:
                 wanted = wanted[: count - shown]
             out.write(formatter(wanted))
@@ -138,11 +167,3 @@ def _print(
             left.discard(tp)
             consumer.pause(tp)
     return shown
-
-
-def _wanted(records: list[Record], stop: int | None, pattern: re.Pattern[bytes] | None) -> list[Record]:
-    if stop is not None and records[-1].offset >= stop:
-        records = [record for record in records if record.offset < stop]
-    if pattern is not None:
-        records = [record for record in records if record.value is not None and pattern.search(record.value)]
-    return records

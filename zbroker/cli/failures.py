@@ -48,6 +48,8 @@ def report(error: Exception, options: Options) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, errors.BrokerError):
         message, hint, code = error.message, error.hint, error.code
+    elif isinstance(error, OSError) and error.strerror:
+        message, hint, code = ": ".join(filter(None, (error.filename, error.strerror))), "", -1
     else:
         message, hint, code = str(error), "" if is_known else "a fault of zbroker: -v shows where", -1
     if options.is_json:
@@ -63,6 +65,14 @@ def report(error: Exception, options: Options) -> int:
 def report_usage(error: click.ClickException, options: Options) -> int:
     """Say what is wrong with the command line; give the exit code."""
     context = getattr(error, "ctx", None)
-    hint = f" ('{context.command_path} --help' explains)" if context is not None else ""
-    click.echo(f"zbroker: {error.format_message()}{hint}", err=True)
+    hint = f"'{context.command_path} --help' explains" if context is not None else ""
+    message = error.format_message()
+    if options.is_json:
+        import msgspec
+
+        name = type(error).__name__
+        text = msgspec.json.encode({"error": name, "code": -1, "message": message, "hint": hint}).decode()
+    else:
+        text = f"zbroker: {message}" + (f" ({hint})" if hint else "")
+    click.echo(text, err=True)
     return error.exit_code

@@ -1,16 +1,21 @@
 """`zbroker`: the root command, and how every command ends.
 
 Guarantees: an error is one line on stderr with a hint, never a traceback (`-v` shows it for an error that zbroker does
-not know); the exit code says what kind of end it was. A noun's module is imported when it is used, so that `zbroker
---help` and shell completion stay quick.
+not know); the exit code says what kind of end it was. SIGTERM and SIGHUP end a command as Ctrl-C does: what it has
+begun is closed, and a broker of its own and its directory are gone. A standard stream that was closed stays unusable;
+no other file takes its number. A noun's module is imported when it is used, so that `zbroker --help` and shell
+completion stay quick.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Final
 
@@ -88,29 +93,77 @@ def cli(**_: object) -> None:
 
     Tables are for terminals; in a pipe they are tab-separated. The options below may stand before or after a command.
 
-    Exit codes: 0 done, 1 error, 2 usage or settings, 3 no broker, 4 a check failed, 130 interrupted.
+    Exit codes: 0 done, 1 error, 2 usage or settings, 3 no broker, 4 a check failed, 75 another process holds what is
+    needed, 130 interrupted, 143 terminated.
     """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give the process's exit code."""
-    options = Options()
+def occupy_closed_streams() -> None:
+    """Let a standard stream that was closed (`zbroker ... >&-`) fail when it is used.
+
+    Its number would otherwise go to the next file or socket that is opened, and what is printed would go there.
+    """
+    for number, name, flags in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            taken = os.open(os.devnull, flags)
+            assert taken == number, "the lower numbers are taken"
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, where nothing else was said about them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.Handlers.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, _terminate)
     try:
-        result = cli.main(
-            args=list(arguments) if arguments is not None else None,
-            prog_name="zbroker",
-            standalone_mode=False,
-            obj=options,
-        )
-        sys.stdout.flush()
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and give the process's exit code. Raises SystemExit at SIGTERM and SIGHUP."""
+    options = Options()
+    occupy_closed_streams()
+    try:
+        with ending_in_order():
+            result = cli.main(
+                args=list(arguments) if arguments is not None else None,
+                prog_name="zbroker",
+                standalone_mode=False,
+                obj=options,
+            )
+            sys.stdout.flush()
         return result if isinstance(result, int) else OK
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except (PipeClosed, BrokenPipeError):
-        # The interpreter would complain again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return PIPE_CLOSED
     except click.ClickException as error:
         return report_usage(error, options)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            _forget_output()
         return report(error, options)
+
+
+def _forget_output() -> None:
+    """Let the interpreter's last flush of stdout succeed: it would complain a second time."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass  # a stdout without a descriptor has nothing to flush

@@ -1,6 +1,7 @@
 """What commands print: tables for people, tab-separated columns for pipes, JSON for programs, progress on stderr.
 
-Guarantees: numbers are exact in a pipe and in JSON, grouped and shortened only on a terminal; records of a topic go to
+Guarantees: numbers are exact in a pipe and in JSON, grouped and shortened only on a terminal; nothing is left out on a
+narrow terminal: prose is folded, and a table that is still too wide goes on in the next line; records of a topic go to
 stdout as they are, everything that is said about them to stderr. rich is imported only for a terminal.
 """
 
@@ -19,6 +20,9 @@ from zbroker.cli.options import Options
 Cell = str | int | float | None
 _PROGRESS_LINE_S: Final = 5.0
 _SIZE_STEP: Final = 1024.0
+_GAP: Final = 2  # blanks between two columns
+_PROSE_CHARACTERS: Final = 30  # a column with longer cells is prose, and can be folded
+_PROSE_CHARACTERS_MIN: Final = 12
 
 
 def print_json(value: Any) -> None:
@@ -43,15 +47,28 @@ def print_table(options: Options, columns: Sequence[str], rows: Sequence[Sequenc
     from rich.console import Console
     from rich.table import Table
 
+    cells = [[_for_people(column, cell) for column, cell in zip(columns, row, strict=True)] for row in rows]
+    console = Console(color_system=_colors(options), highlight=False)
+    widths = [max(map(len, (column, *(row[number] for row in cells)))) for number, column in enumerate(columns)]
+    prose = {number for number, width in enumerate(widths) if width > _PROSE_CHARACTERS}
+    total = sum(widths) + _GAP * (len(columns) - 1)
+    for_prose = console.width - total + sum(widths[number] for number in prose)
+    is_folded = total > console.width and bool(prose) and for_prose >= _PROSE_CHARACTERS_MIN * len(prose)
+    if total > console.width and not is_folded:
+        console = Console(color_system=_colors(options), highlight=False, width=total)
     if title:
         click.echo(title)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     for number, column in enumerate(columns):
         is_number = all(not isinstance(row[number], str) for row in rows)
-        table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_for_people(column, cell) for column, cell in zip(columns, row, strict=True)))
-    Console(color_system=_colors(options), highlight=False).print(table)
+        fold = is_folded and number in prose
+        table.add_column(
+            column, justify="right" if is_number else "left", no_wrap=not fold, overflow="fold",
+            min_width=_PROSE_CHARACTERS_MIN if fold else widths[number],
+        )  # fmt: skip
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
 
 
 def _colors(options: Options) -> Literal["auto"] | None:

@@ -1,8 +1,8 @@
 """`zbroker produce`: lines as records, acknowledged before it ends.
 
-Guarantees: records of one partition keep the order of the lines; when it exits with 0, every line was acknowledged. It
-holds at most the producer's buffer in memory, however large the file. What comes from a terminal or a pipe is sent as
-it comes.
+Guarantees: records of one partition keep the order of the lines; when it exits with 0, every line was acknowledged, and
+when it ends otherwise, it says how many were. It holds at most the producer's buffer in memory, however large the file.
+What comes from a terminal or a pipe is sent as it comes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES: Final = 1 << 20
 _FUTURES_MAX: Final = 1_000
+_LAST_FLUSH_MS: Final = 1_000
 
 
 class Lines(NamedTuple):
@@ -95,7 +96,14 @@ def produce(
         progress(options, f"Producing {topic}", total, unit="bytes") as advance,
     ):
         started_s = time.monotonic()
-        sent = _send(producer, topic, partition, source, style, advance)
+        sent = Sent()
+        try:
+            _send(producer, sent, topic, partition, source, style, advance)
+        except BaseException:
+            producer.flush(timeout_ms=_LAST_FLUSH_MS)
+            sent.add_what_is_done()
+            options.note(f"{sent.records:,} records were acknowledged before this end")
+            raise
         spent_s = time.monotonic() - started_s
     _summarize(options, topic, sent, spent_s)
 
@@ -118,9 +126,24 @@ class Sent:
         self.records = 0
         self.size_bytes = 0
         self.offsets: dict[int, tuple[int, int]] = {}
+        self.waiting: deque[tuple[BatchFuture, int]] = deque()
 
-    def add(self, future: BatchFuture, size_bytes: int) -> None:
-        """Wait for an acknowledgement and count. Raises the delivery's error."""
+    def add_what_is_done(self) -> None:
+        """Count what is acknowledged by now, and forget the rest. Never waits; a delivery's error is passed over."""
+        for future, size_bytes in self.waiting:
+            if future.done() and future.exception() is None:
+                self._add(future, size_bytes)
+        self.waiting.clear()
+
+    def add_first(self) -> int:
+        """Wait for the oldest acknowledgement and count it; give its bytes. Raises the delivery's error."""
+        future, size_bytes = self.waiting[0]
+        future.result()
+        self.waiting.popleft()
+        self._add(future, size_bytes)
+        return size_bytes
+
+    def _add(self, future: BatchFuture, size_bytes: int) -> None:
         for found in future.result():
             self.records += found.record_count
             if found.base_offset >= 0:
@@ -132,25 +155,21 @@ class Sent:
 
 def _send(
     producer: Producer[Any, Any],
+    sent: Sent,
     topic: str,
     partition: int | None,
     source: IO[bytes],
     style: Style,
     advance: Callable[[int], None],
-) -> Sent:
-    sent = Sent()
-    waiting: deque[tuple[BatchFuture, int]] = deque()
+) -> None:
+    waiting = sent.waiting
     for lines in _read(source, style):
         future = producer.send_many(topic, lines.values, lines.keys, headers=lines.headers, partition=partition)
         waiting.append((future, lines.size_bytes))
         while waiting and (len(waiting) > _FUTURES_MAX or waiting[0][0].done()):
-            done, size_bytes = waiting.popleft()
-            sent.add(done, size_bytes)
-            advance(size_bytes)
-    for future, size_bytes in waiting:
-        sent.add(future, size_bytes)
-        advance(size_bytes)
-    return sent
+            advance(sent.add_first())
+    while waiting:
+        advance(sent.add_first())
 
 
 def _read(source: IO[bytes], style: Style) -> Iterator[Lines]:

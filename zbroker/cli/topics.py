@@ -12,7 +12,7 @@ from zbroker.cli.options import Options, pass_options, shared_options, shared_op
 from zbroker.cli.output import Cell, print_json, print_table
 from zbroker.cli.quantities import Place, parse_pairs, parse_span
 from zbroker.cli.topic_names import complete_topics
-from zbroker.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
+from zbroker.errors import OffsetOutOfRangeError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 from zbroker.ids import TopicPartition
 
 if TYPE_CHECKING:
@@ -218,13 +218,16 @@ def partitions(options: Options, name: str, total: int) -> None:
 @click.argument("name", shell_complete=complete_topics)
 @click.option("--before", required=True, metavar="OFFSET", help="N, end, or a time: @2026-11-23T10:00, @-1h.")
 @click.option("-p", "--partition", "chosen", multiple=True, type=click.IntRange(0), help="Only these; repeatable.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @shared_options
 @pass_options
-def truncate(options: Options, name: str, before: str, chosen: tuple[int, ...]) -> None:
-    """Delete the records before an offset or a time."""
+def truncate(options: Options, name: str, before: str, chosen: tuple[int, ...], yes: bool) -> None:
+    """Delete the records before an offset or a time. Asks first on a terminal."""
     place, stop = parse_span(before)
     if stop is not None or place.kind in ("start", "last"):
         raise click.BadParameter(f"--before {before!r}: an offset, end, or @time")
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"delete the records of {name} before {before}?", abort=True, err=True)
     with options.admin() as admin:
         described = admin.describe_topics([name])[name]
         wanted = list(chosen) or [partition.partition for partition in described.partitions]
@@ -236,6 +239,13 @@ def truncate(options: Options, name: str, before: str, chosen: tuple[int, ...]) 
 
 def _cuts(admin: AdminClient, tps: list[TopicPartition], place: Place) -> dict[TopicPartition | tuple[str, int], int]:
     if place.kind == "offset":
+        # Looked at before anything is deleted: half a truncation helps nobody.
+        for tp, found in admin.list_offsets(dict.fromkeys(tps, "latest")).items():
+            if found.offset < place.number:
+                raise OffsetOutOfRangeError(
+                    f"{tp.topic}:{tp.partition} ends at {found.offset}, before {place.number}; nothing was deleted",
+                    hint="-p names the partitions; --before end deletes what is there",
+                )
         return dict.fromkeys(tps, place.number)
     if place.kind == "end":
         return dict.fromkeys(tps, -1)
