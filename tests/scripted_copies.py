@@ -47,7 +47,7 @@ from zbroker.wire.inner_messages import (
     Registered,
 )
 from zbroker.wire.layout import PEER, REPLY, Api, Header, pack_reply, pack_request, unpack_header
-from zbroker.wire.messages import Done, ProcessHello, ProcessWelcome
+from zbroker.wire.messages import DeleteRecords, Done, ProcessHello, ProcessWelcome
 
 TOPIC_ID = 1
 PROGRAM = """
@@ -310,6 +310,11 @@ class Copies:
 
     def produce(self, values: Sequence[bytes], *, acks: int = -1, number: int | None = None) -> Answer:
         return self.answer(self.ask_produce(values, acks=acks, number=number))
+
+    def delete_before(self, offset: int) -> None:
+        """DELETE_RECORDS at the leader."""
+        body = encode(DeleteRecords(offset))
+        self.answer(self.ask(self.leader, Api.DELETE_RECORDS, body, topic_id=TOPIC_ID, partition=0)).checked()
 
     def board_path(self, number: int) -> Path:
         name = ids.process_name(number)

@@ -61,14 +61,15 @@ class Feed:
     def send_what_was_told(self) -> None:
         """The end of the turn."""
         self.is_told = False
-        leader = self._leader
-        if leader.is_open:
-            told = rv.Told(leader.core.log_start, leader.core.log_end, leader.high_watermark, self._flush_to)
-            self._flush_to = -1
-            self.handle(told)
+        core = self._leader.core
+        told = rv.Told(core.log_start, core.log_end, core.high_watermark, self._flush_to)
+        self._flush_to = -1
+        self.handle(told)
 
     def handle(self, event: rv.Event) -> None:
-        """Give an event to the state machine, and do what it wants."""
+        """Give an event to the state machine, and do what it wants. Nothing, when this process leads no more."""
+        if not self._leader.is_open:
+            return
         now_ns = self._streams.clock.now_ns()
         pending = deque(self.machine.handle(event, now_ns))
         while pending:

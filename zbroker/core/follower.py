@@ -160,7 +160,7 @@ class Follower:
         self._told_high_watermark, self._told_log_start = event.high_watermark, event.log_start
         self._confirmed_ns = now_ns
         self._take_news(effects)
-        effects.append(self._shown())
+        effects.insert(0, self._shown())
         return effects
 
     def _diverged(self, event: fv.Diverged, now_ns: int) -> list[Effect]:
@@ -222,7 +222,7 @@ class Follower:
             return [fv.Copy(event.body, event.start_offset, event.end_offset, self.leader_epoch)]
         effects: list[Effect] = []
         if self._take_news(effects):
-            effects.append(self._shown())
+            effects.insert(0, self._shown())
         self._flush_if_wanted(effects)
         if has_batches:
             effects.append(self._confirmation(now_ns))
@@ -236,7 +236,7 @@ class Follower:
             self._dirty_since_ns = now_ns
         effects: list[Effect] = []
         self._take_news(effects)
-        effects.append(self._shown())
+        effects.insert(0, self._shown())
         self._flush_if_wanted(effects)
         effects.append(self._confirmation(now_ns))
         return effects
