@@ -1,7 +1,7 @@
 """How a benchmark runs: rounds of all contenders in turn, best and median of them, and where it was run.
 
 One run compares: the contenders take turns (A B C A B C), so that a slow minute of a shared machine meets all of them.
-Rates are the best round's, because noise only ever takes away; latencies and ratios of CPU time are the median round's.
+Rates and CPU times are the best round's, because noise only ever takes away; latencies are the median round's.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ def run_rounds(contenders: Mapping[str, Contender], rounds: int) -> dict[str, li
 def best(rounds: list[dict[str, float]], key: str) -> float:
     """The largest figure of a rate."""
     return max(figures[key] for figures in rounds)
+
+
+def least(rounds: list[dict[str, float]], key: str) -> float:
+    """The smallest figure of a CPU time."""
+    return min(figures[key] for figures in rounds)
 
 
 def median(rounds: list[dict[str, float]], key: str) -> float:
