@@ -1,6 +1,6 @@
 """A partition of three copies whose leader changes, with real files and boards and no processes: what a consumer meets.
 
-The copies, the boards and the coordinator are moved by hand, one step at a time; `FakeConnection` answers metadata
+The copies, the boards and the coordinator are moved by hand, one step at a time; `FakeConnection` answers
 questions, late if need be. Records below the high watermark are `committed` and never change; a leader's tail above it
 is cut when another copy takes over, and other records take its place.
 """
@@ -18,6 +18,7 @@ from zbroker.client.settings import ConsumerSettings
 from zbroker.client.subscription import Assigned, Subscription
 from zbroker.clock import ManualClock
 from zbroker.config.schema import TopicConfig
+from zbroker.errors import NotLeaderForPartitionError, OffsetOutOfRangeError
 from zbroker.ids import TopicPartition
 from zbroker.record.batch import batches_in, read_header, stamp
 from zbroker.record.columns import encode_columns
@@ -26,8 +27,19 @@ from zbroker.shm.coordinator_board import CoordinatorBoardWriter
 from zbroker.shm.layout import CellState
 from zbroker.storage.copied_log import CopiedLog
 from zbroker.storage.files import Files
-from zbroker.wire.codec import encode
-from zbroker.wire.messages import MetadataReply, PartitionInfo, ProcessInfo, TopicInfo
+from zbroker.wire.codec import decode, encode
+from zbroker.wire.layout import Api
+from zbroker.wire.messages import (
+    FetchedPartition,
+    FetchReply,
+    FetchRequest,
+    ListOffsetsReply,
+    MetadataReply,
+    OffsetAnswer,
+    PartitionInfo,
+    ProcessInfo,
+    TopicInfo,
+)
 
 TP = TopicPartition("t", 0)
 TOPIC_ID = 7
@@ -178,23 +190,40 @@ class Group:
 
 
 class FakeConnection:
-    """Answers metadata questions with what was true when they were asked, at the next pump."""
+    """Answers with what was true when it was asked, at the next pump. A process that has died answers nothing."""
 
-    shared_memory = True
-
-    def __init__(self, group: Group, settings: ConsumerSettings) -> None:
+    def __init__(self, group: Group, settings: ConsumerSettings, *, is_local: bool) -> None:
         self.settings = settings
+        self.shared_memory = is_local
         self._group = group
         self._answers: list[Callable[[], None]] = []
         self._count = 0
 
     def submit(self, target: int, api: int, frames: Any, on_reply: Callable[..., None], **_: Any) -> int:
-        """Queue the answer; nothing but metadata is answered."""
+        """Queue the answer."""
         self._count += 1
+        error, body = 0, []
         if target == ids.COORDINATOR:
-            body = encode(self._group.metadata())
-            self._answers.append(lambda: on_reply(0, [body]))
+            body = [encode(self._group.metadata())]
+        else:
+            copy = next(copy for copy in self._group.copies if copy.number == target)
+            if copy is not self._group.leader:
+                error = NotLeaderForPartitionError.code
+            elif api == Api.FETCH:
+                body = self._fetched(copy, decode(FetchRequest, frames[0]))
+            elif api == Api.LIST_OFFSETS:
+                ends = [OffsetAnswer(TOPIC_ID, 0, 0, end, -1) for end in (0, self._group.high_watermark)]
+                body = [encode(ListOffsetsReply(ends))]
+        self._answers.append(lambda: on_reply(error, body))
         return self._count
+
+    def _fetched(self, copy: Copy, wanted: FetchRequest) -> list[bytes]:
+        one, end = wanted.partitions[0], self._group.high_watermark
+        data = b""
+        if one.max_bytes and one.offset < end:
+            data = copy.log.read(one.offset, one.max_bytes, end)
+        error = 0 if one.offset <= copy.log.log_end else OffsetOutOfRangeError.code
+        return [encode(FetchReply([FetchedPartition(TOPIC_ID, 0, error, end, 0, len(data))])), data]
 
     def try_pump(self) -> int:
         """Deliver."""
@@ -221,12 +250,12 @@ class FakeConnection:
 class Reader:
     """A consumer's fetcher over the group; every record is held against what is committed at that moment."""
 
-    def __init__(self, group: Group, **settings: Any) -> None:
+    def __init__(self, group: Group, *, is_local: bool = True, **settings: Any) -> None:
         self.group = group
         self.settings = ConsumerSettings(bootstrap_servers="ipc:///nowhere", auto_offset_reset="earliest", **settings)
         subscription = Subscription("earliest")
         subscription.assign([TP])
-        connection: Any = FakeConnection(group, self.settings)
+        connection: Any = FakeConnection(group, self.settings, is_local=is_local)
         self.fetcher = Fetcher(connection, self.settings, subscription)
         self.one: Assigned = subscription.assigned[TP]
         self.offset = 0

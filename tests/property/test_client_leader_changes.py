@@ -75,7 +75,11 @@ def play(group: Group, readers: list[Reader], steps: list[Step]) -> None:
 def test_consumers_read_exactly_what_is_committed_whoever_leads(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         group = Group(Path(directory))
-        readers = [Reader(group), Reader(group, fetch_min_bytes=300, fetch_max_wait_ms=0)]
+        readers = [
+            Reader(group),
+            Reader(group, fetch_min_bytes=300, fetch_max_wait_ms=0),
+            Reader(group, is_local=False, max_partition_fetch_bytes=1024),
+        ]
         try:
             play(group, readers, steps)
             for index in range(COPIES):
