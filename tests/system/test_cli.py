@@ -183,6 +183,7 @@ def test_status_shows_every_process_of_the_broker(run: Run, zbroker_server: Brok
     found = json.loads(run("status", "--interval", "10ms", "--json")[1])
     assert found["is_up"] is True
     assert found["run_dir"] == str(zbroker_server.paths.run_dir)
+    assert found["boards_dir"] == str(zbroker_server.paths.boards_dir)
 
 
 def test_a_topic_that_is_not_there_is_an_error_for_consumers(run: Run, zbroker_topic: str) -> None:
@@ -287,3 +288,11 @@ def test_over_tcp_everything_works_but_the_boards(tmp_path: Path, run: Run) -> N
         code, out, _ = run(*where, "status")
         assert code == 0
         assert "worker-0" in {row["PROCESS"] for row in table(out)}
+
+
+def test_the_doctor_looks_at_the_broker_that_answers(run: Run, zbroker_server: Broker) -> None:
+    code, out, _ = run("doctor", "--json")
+    assert code in (0, 4)
+    said = {finding["rule"]: finding["message"] for finding in json.loads(out)}
+    assert str(zbroker_server.paths.data_dir) in said["disk room"]
+    assert str(zbroker_server.paths.data_dir) in said["file system"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import click
@@ -22,7 +21,8 @@ _CHECK_FAILED: Final = 4
 def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
     """Check limits, shared memory, clock, disks, leftovers, versions, settings, and the traffic of a broker.
 
-    Exit code 4 when something fails. Nothing is changed.
+    The broker is the one that other commands would reach, where one runs. Exit code 4 when something fails. Nothing
+    is changed.
     """
     from zbroker.config.paths import paths_for
     from zbroker.doctor.findings import Level
@@ -32,9 +32,8 @@ def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
     from zbroker.transport.sockets import libzmq_version
 
     overrides = [f"broker.{name}={value}" for name, value in (("data_dir", data_dir), ("run_dir", run_dir)) if value]
-    where = options.where()
-    if where is not None and where.startswith("ipc://") and run_dir is None:
-        overrides.append(f"broker.run_dir={Path(where[len('ipc://') :])}")
+    if data_dir is None and run_dir is None:
+        overrides += _directories_of_the_broker(options)
     config = options.load(overrides).config
     paths = paths_for(config)
     findings = [
@@ -48,3 +47,20 @@ def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
         rows = [(finding.level.value, finding.rule, finding.message, finding.fix) for finding in findings]
         print_table(options, ("LEVEL", "RULE", "FOUND", "FIX"), rows)
     return _CHECK_FAILED if any(finding.level is Level.FAIL for finding in findings) else 0
+
+
+def _directories_of_the_broker(options: Options) -> list[str]:
+    """The settings that name the directories of the broker that answers; those that are known of one that does not."""
+    from zbroker.errors import BrokerError
+    from zbroker.transport.endpoints import parse
+
+    run_dir = parse(options.where()).run_dir
+    if run_dir is None or not (run_dir / "front.sock").exists():
+        return [] if run_dir is None or options.where() is None else [f"broker.run_dir={run_dir}"]
+    try:
+        with options.admin() as admin:
+            data_dir = admin.describe_cluster().data_dir
+    except BrokerError as error:
+        options.note(f"the broker at {run_dir} does not answer: {error}")
+        return [f"broker.run_dir={run_dir}"]
+    return [f"broker.run_dir={run_dir}", f"broker.data_dir={data_dir}"]

@@ -72,7 +72,7 @@ def status(options: Options, interval: str) -> int:
         raise BrokerNotAvailableError(f"no broker at {endpoint.run_dir}", hint="zbroker serve starts one; -b names it")
     time.sleep(interval_s)
     second = _samples(boards_dir)
-    _show(options, str(endpoint.run_dir), first, second)
+    _show(options, endpoint.run_dir, boards_dir, first, second)
     return OK if any(sample.is_alive for sample in second) else NO_BROKER
 
 
@@ -131,7 +131,9 @@ def _sample(name: str, reader: HeaderReader) -> Sample:
     )  # fmt: skip
 
 
-def _show(options: Options, run_dir: str, first: dict[tuple[str, int], Sample], second: list[Sample]) -> None:
+def _show(
+    options: Options, run_dir: Path, boards_dir: Path, first: dict[tuple[str, int], Sample], second: list[Sample]
+) -> None:
     rows: list[list[Cell]] = []
     documents: list[dict[str, object]] = []
     for now in second:
@@ -162,7 +164,8 @@ def _show(options: Options, run_dir: str, first: dict[tuple[str, int], Sample], 
         )  # fmt: skip
     alive = [sample for sample in second if sample.is_alive]
     if options.is_json:
-        print_json({"run_dir": run_dir, "is_up": bool(alive), "processes": documents})
+        found = {"run_dir": str(run_dir), "boards_dir": str(boards_dir), "is_up": bool(alive), "processes": documents}
+        print_json(found)
         return
     title = (
         f"zbroker at {run_dir}  {len(alive)} of {len(second)} processes up"
