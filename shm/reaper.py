@@ -21,7 +21,7 @@ from zbroker.shm.lockfile import LockFile
 
 _PROCESS = r"(coordinator|router|worker-\d{1,9}|replica-\d{1,9})"
 _LOCK = re.compile(rf"lock-{_PROCESS}\Z")
-_LANE_SOCKET = re.compile(rf"lane-{_PROCESS}\.sock\Z")
+_PROCESS_SOCKET = re.compile(rf"(?:lane|stream)-{_PROCESS}\.sock\Z")
 _UNFINISHED_BOARD = re.compile(r"\.(.+\.board)\.new\Z")
 _ROUTER_SOCKETS = frozenset({"front.sock", "back.sock"})
 
@@ -50,7 +50,7 @@ def _sweep_run_dir(run_dir: Path) -> list[Path]:
     names = _names(run_dir)
     owned: dict[str, list[str]] = {}
     for name in names:
-        if found := _LANE_SOCKET.match(name):
+        if found := _PROCESS_SOCKET.match(name):
             owned.setdefault(found.group(1), []).append(name)
         elif name in _ROUTER_SOCKETS:
             owned.setdefault("router", []).append(name)

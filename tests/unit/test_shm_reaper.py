@@ -73,6 +73,7 @@ def test_the_sweep_removes_what_dead_processes_left(tmp_path: Path) -> None:
     boards = tmp_path / "boards"
     boards.mkdir()
     names = ["front.sock", "back.sock", "lock-router", "lane-worker-0.sock", "lock-worker-0", "lane-replica-3.sock"]
+    names.append("stream-replica-3.sock")
     for name in names:
         (tmp_path / name).touch()
     BoardWriter.create(boards, ids.worker_number(0), DEAD, cells=1).close()
