@@ -71,9 +71,10 @@ class Leaders:
             return
         found, info = self._look_up(topic, partition).leader(topic, partition)
         connection = self._connection
-        # A coordinator that has not seen a death yet names the dead.
+        # What is known from before a death names the dead, and so does a coordinator that has not seen it yet.
         sees_processes = connection.shared_memory and ids.is_alive(connection.welcome.router_incarnation)
         if sees_processes and not ids.is_alive(info.leader_incarnation):
+            self._failed.add((topic, partition))
             raise LeaderNotAvailableError(f"{ids.process_name(info.leader)} has ended")
         if connection.lane(info.leader) is None:
             connection.watch(info.leader, info.leader_incarnation)
