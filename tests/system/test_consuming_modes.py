@@ -16,6 +16,8 @@ from zbroker.client.admin import AdminClient
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
 from zbroker.ids import TopicPartition
+from zbroker.shm.board_reader import BoardReader, find_boards
+from zbroker.shm.layout import Counter
 from zbroker.testing import Broker
 
 
@@ -86,3 +88,33 @@ def test_one_partition_is_one_unit_of_concurrency(served: tuple[Broker, str]) ->
         assert waiting.result(20).offset == 1
         # One process for a partition: the number of partitions bounds how many of them can work for a topic.
         wait_until(lambda: len(broker.process_names()) == 4, what="all processes to be there")
+
+
+def bytes_out(broker: Broker) -> int:
+    """Bytes of records that the workers have sent in answers."""
+    found = 0
+    for name in ("worker-0", "worker-1"):
+        (_, _, path), *_ = find_boards(broker.paths.boards_dir, name)
+        board = BoardReader.open(path)
+        found += board.counter(Counter.BYTES_OUT)
+        board.close()
+    return found
+
+
+def test_what_is_fetched_ahead_of_the_reader_is_bounded_in_bytes(served: tuple[Broker, str]) -> None:
+    """A reader that is slow, or has stopped, does not fill its memory with the backlog."""
+    broker, _ = served
+    way = settings_for("zmq", broker, "")
+    make_topic(way, "backlog", 1)
+    backlog_bytes = 20_000_000
+    fill(way, "backlog", [bytes(10_000)] * (backlog_bytes // 10_000), batch=50)
+    before = bytes_out(broker)
+    limits = {"fetch_max_bytes": 1 << 20, "max_partition_fetch_bytes": 1 << 20}
+    with Consumer("backlog", auto_offset_reset="earliest", **limits, **way) as consumer:
+        assert consumer.consume(1, timeout_ms=20_000)
+        ahead = wait_until(lambda: bytes_out(broker) - before, what="a fetch to be counted")
+        for _ in range(50):
+            assert consumer.poll(timeout_ms=0, max_records=1)
+        assert ahead <= bytes_out(broker) - before <= 4 << 20
+        assert len(read_values(consumer, backlog_bytes // 10_000 - 51)) == backlog_bytes // 10_000 - 51
+        assert bytes_out(broker) - before >= backlog_bytes
