@@ -70,6 +70,18 @@ def test_numbers_follow_each_other_by_records_and_stay_with_their_batch(broker: 
     assert stamps(broker) == [(own_id, 0, 0), *[(own_id, 0, 2)] * 3, (own_id, 0, 3)]
 
 
+def test_what_keeps_a_batch_waiting_is_said_once_and_a_lost_leader_is_not(
+    broker: ScriptedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = iter([NotLeaderForPartitionError.code, DiskFullError.code, DiskFullError.code, 0])
+    broker.refuse = lambda header, batch: next(refusals)
+    with connect(broker) as producer:
+        producer.send("t", b"a").result(10)
+    assert [(record.levelname, "t:0: " in record.message) for record in caplog.records] == [("WARNING", True)]
+    assert "as the test wants" in caplog.text
+    assert DiskFullError.hint in caplog.text
+
+
 def test_a_batch_that_is_refused_for_good_leaves_no_gap(broker: ScriptedBroker) -> None:
     refusals = iter([0, PolicyViolationError.code, 0])
     broker.refuse = lambda header, batch: next(refusals)

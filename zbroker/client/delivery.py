@@ -20,12 +20,41 @@ from zbroker.client.partition_queue import PartitionQueue, Sent
 from zbroker.client.producer_ids import ProducerIds
 from zbroker.client.settings import ProducerSettings
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, TimeoutError_, error_for
+from zbroker.errors import (
+    BrokerError,
+    BrokerNotAvailableError,
+    FencedLeaderEpochError,
+    LeaderNotAvailableError,
+    NotLeaderForPartitionError,
+    OutOfOrderSequenceNumberError,
+    RequestTimedOutError,
+    TimeoutError_,
+    UnknownLeaderEpochError,
+    UnknownProducerIdError,
+    UnknownTopicOrPartitionError,
+    error_for,
+)
 from zbroker.wire.layout import FLAG_FIRST, Api
 
 RECEIVE_MS: Final = 5
 SERVICE_MIN_MS: Final = 0.2
+COMPLAINT_INTERVAL_NS: Final = 60_000 * NS_PER_MS
 
+# What a death or a move brings with it, and passes by itself.
+_USUAL: Final = frozenset(
+    error.code
+    for error in (
+        BrokerNotAvailableError,
+        FencedLeaderEpochError,
+        LeaderNotAvailableError,
+        NotLeaderForPartitionError,
+        OutOfOrderSequenceNumberError,
+        RequestTimedOutError,
+        UnknownLeaderEpochError,
+        UnknownProducerIdError,
+        UnknownTopicOrPartitionError,
+    )
+)
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +92,7 @@ class Delivery:
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
         self.leaders = Leaders(connection, settings)
         self._counts = {"records_acknowledged": 0, "records_failed": 0, "batches_acknowledged": 0, "batches_failed": 0}
+        self._silent_until_ns: dict[tuple[str, int], int] = {}
         self._deferred: deque[Callable[[], None]] = deque()
         self._service_lock = threading.Lock()
 
@@ -144,9 +174,19 @@ class Delivery:
             if number and error_for(number).retriable:
                 self.leaders.forget(queue.topic, queue.partition)
             calls = queue.answered(batch, number, body)
+        if number and number not in _USUAL:
+            self._complain(queue, error_for(number, bytes(body[0]).decode("utf-8", "replace") if body else ""))
         self._make_calls(calls)
         if number and self.background.is_idle:
             self.background.wake()
+
+    def _complain(self, queue: PartitionQueue, error: BrokerError) -> None:
+        """Say why nothing is acknowledged: what the next try may cure is otherwise told only when it was the last."""
+        now_ns = time.monotonic_ns()
+        place = (queue.topic, queue.partition)
+        if error.retriable and now_ns >= self._silent_until_ns.get(place, 0):
+            self._silent_until_ns[place] = now_ns + COMPLAINT_INTERVAL_NS
+            _log.warning("%s:%d: %s; the producer tries again", queue.topic, queue.partition, error)
 
     def count_closed(self, batch: Batch) -> None:
         """A batch takes memory until it is done. The lock is held."""
