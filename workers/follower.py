@@ -78,7 +78,7 @@ class Follower(OpenCopy):
             subscription=host.clock.now_ns(),
         )
         self._connection: Connection | None = None
-        self._leaders_files = LeadersFiles(host.files, host.handles)
+        self._leaders_files = LeadersFiles(host.files, host.handles, host.read_buffer)
         self._is_inline = False
         self._failed_at = -1
         self._active_base = -1
@@ -249,20 +249,21 @@ class Follower(OpenCopy):
         entry, inline = body
         log = self.log
         try:
-            data = inline
-            if data is None:
-                data = self._leaders_files.read(entry.segment_base, entry.position, entry.size_bytes)
-            headers = checked(data, effect.start_offset, effect.end_offset, log.last_epoch, effect.leader_epoch)
-            has_rolled = entry.segment_base == effect.start_offset != log.active_base
-            if has_rolled:
-                log.roll()
-            log.append_copied(data, headers)
+            if inline is not None:
+                view = memoryview(inline)
+            else:
+                view = self._leaders_files.read(entry.segment_base, entry.position, entry.size_bytes)
+            with view:
+                headers = checked(view, effect.start_offset, effect.end_offset, log.last_epoch, effect.leader_epoch)
+                has_rolled = entry.segment_base == effect.start_offset != log.active_base
+                if has_rolled:
+                    log.roll()
+                log.append_copied(view, headers)
         except BrokerError as error:
             self._copy_failed(effect, error)
             return
         self.producers.note_all(headers)
-        counts = self._host.counts
-        counts.bytes_in += len(data)
+        self._host.counts.bytes_in += entry.size_bytes
         self.handle(fv.Written(log.log_end))
         if has_rolled:
             self._host.board.count(Counter.SEGMENTS_ROLLED)

@@ -14,6 +14,7 @@ from zbroker.storage.handles import Handles
 from zbroker.transport.loop import Loop
 from zbroker.wire.messages import Message
 from zbroker.workers.disk_thread import DiskThread, IoClock
+from zbroker.workers.leaders_files import ReadBuffer
 from zbroker.workers.logs import OncePerMinute
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Host(NamedTuple):
     loop: Loop
     files: Files
     handles: Handles
+    read_buffer: ReadBuffer
     disk: DiskThread
     io_clock: IoClock
     streams: Streams

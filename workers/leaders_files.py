@@ -1,19 +1,38 @@
 """The leader's segment files, as a follower reads them, and what it makes sure of before it takes their bytes over.
 
-Guarantees: `read` gives our own copy of the bytes, so that what was checked is what is appended. One file is open at a
-time, and like any other descriptor it is closed while it is not used. `checked` trusts nothing but the bytes at hand.
+Guarantees: `read` gives our own copy of the bytes, so that what was checked is what is appended. They stand in one
+buffer of the process, until the next read: fresh memory for every read would cost more than the reading. One file is
+open at a time, and like any other descriptor it is closed while it is not used. `checked` trusts nothing but the bytes
+at hand.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
+from zbroker.core.replication import ENTRY_BYTES_MAX
 from zbroker.errors import CorruptRecordError, StorageError
 from zbroker.record.batch import batches_in, crc_matches
 from zbroker.record.layout import BatchHeader
-from zbroker.storage.files import Files
+from zbroker.storage.files import Buffer, Files
 from zbroker.storage.handles import Handles
-from zbroker.storage.layout import segment_name
+from zbroker.storage.layout import BATCH_BYTES_MAX, segment_name
+
+READ_BYTES_MAX: Final = BATCH_BYTES_MAX  # no entry is larger than the largest batch
+
+
+class ReadBuffer:
+    """Memory that is read into again and again; one for a process."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray(ENTRY_BYTES_MAX)
+
+    def view(self, size_bytes: int) -> memoryview:
+        """So many bytes of it. The caller releases the view before it asks again."""
+        if size_bytes > len(self._bytes):
+            self._bytes = bytearray(size_bytes)
+        return memoryview(self._bytes)[:size_bytes]
 
 
 class _File:
@@ -34,21 +53,26 @@ class _File:
 class LeadersFiles:
     """See the module. `directory` is where the leader's copy lies."""
 
-    def __init__(self, files: Files, handles: Handles) -> None:
+    def __init__(self, files: Files, handles: Handles, buffer: ReadBuffer) -> None:
         self.directory = Path()
+        self._buffer = buffer
         self._files = files
         self._handles = handles
         self._file: _File | None = None
         self._base = -1
 
-    def read(self, segment_base: int, position: int, size_bytes: int) -> bytes:
-        """Bytes of a segment; fewer only at the end of its file. Raises StorageError, TooManyOpenFilesError."""
+    def read(self, segment_base: int, position: int, size_bytes: int) -> memoryview:
+        """Bytes of a segment; fewer only at the end of its file. The caller releases the view before the next read.
+        Raises StorageError, TooManyOpenFilesError."""
         file = self._file
         if file is None or self._base != segment_base:
             self.drop()
             file = self._file = _File(self.directory / segment_name(segment_base), self._files)
             self._base = segment_base
-        return self._files.pread(self._handles.fd(file), size_bytes, position)
+        fd = self._handles.fd(file)
+        view = self._buffer.view(min(size_bytes, READ_BYTES_MAX))
+        count = self._files.pread_into(fd, view, position)
+        return view if count == len(view) else view[:count]
 
     def drop(self) -> None:
         """Close what is open: the next file of that name may be another one."""
@@ -57,7 +81,7 @@ class LeadersFiles:
             self._file = None
 
 
-def checked(data: bytes, start_offset: int, end_offset: int, epoch_min: int, epoch_max: int) -> list[BatchHeader]:
+def checked(data: Buffer, start_offset: int, end_offset: int, epoch_min: int, epoch_max: int) -> list[BatchHeader]:
     """The headers of the batches in `data`: whole, sound, following on each other from one offset to the other, with
     epochs that do not fall. Raises CorruptRecordError for anything else."""
     headers: list[BatchHeader] = []

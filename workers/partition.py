@@ -39,6 +39,7 @@ from zbroker.workers.grants import Grants
 from zbroker.workers.host import Attention, Counts, Host, OnAnswer
 from zbroker.workers.housekeeping import Housekeeping
 from zbroker.workers.lanes import Lanes, ServedLane
+from zbroker.workers.leaders_files import ReadBuffer
 from zbroker.workers.link import RouterLink
 from zbroker.workers.open_copy import Key
 from zbroker.workers.request import Frame, Request
@@ -167,6 +168,7 @@ class Worker:
             loop=role.loop,
             files=files,
             handles=Handles(files, max(2, min(limits.open_segments_max, descriptors_max // 2))),
+            read_buffer=ReadBuffer(),
             disk=self._disk,
             io_clock=io_clock,
             streams=self._streams,

@@ -1,4 +1,4 @@
-"""Real processes lead and follow, die, come back and change their roles; router and coordinator are played by the test."""
+"""Real processes lead and follow, die, come back and change roles; router and coordinator are played by the test."""
 
 from __future__ import annotations
 

@@ -127,6 +127,20 @@ class Files:
         except OSError as error:
             _raise(error, f"read {size_bytes} bytes at {position}")
 
+    def pread_into(self, fd: int, view: memoryview, position: int) -> int:
+        """Fill `view`; how many bytes came, which are fewer only at the end of the file."""
+        try:
+            count = os.preadv(fd, [view], position)
+            while 0 < count < len(view):
+                with view[count:] as rest:
+                    more = os.preadv(fd, [rest], position + count)
+                if not more:
+                    break
+                count += more
+            return count
+        except OSError as error:
+            _raise(error, f"read {len(view)} bytes at {position}")
+
     # --- durability and space ----------------------------------------------------------------------------------------
 
     def fdatasync(self, fd: int) -> None:
