@@ -1,19 +1,20 @@
-"""Write the figures of bench/results/main_path.json into the README: `python -m bench.readme`.
+"""Write the figures of bench/results/ into the README: `python -m bench.readme`.
 
-The table stands between the two marks; everything else is left as it is.
+A table stands between `<!-- figures of NAME -->` and `<!-- end of figures -->`; it shows results/NAME.json. Everything
+else is left as it is.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN = "<!-- figures: python -m bench && python -m bench.readme -->"
-END = "<!-- end of figures -->"
+_BLOCK = re.compile(r"(<!-- figures of (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def figures(saved: dict[str, Any]) -> str:
@@ -33,23 +34,20 @@ def figures(saved: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def written(readme: str, saved: dict[str, Any]) -> str:
-    """The README with the table of these results."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    assert after, f"README.md has no {BEGIN!r} ... {END!r}"
-    return f"{before}{BEGIN}\n{figures(saved)}\n{END}{after}"
+def written(readme: str) -> str:
+    """The README with the tables of the results as they are now."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{figures(results(found[2]))}\n{found[3]}", readme)
 
 
-def results() -> dict[str, Any]:
+def results(name: str) -> dict[str, Any]:
     """What the last whole run has saved."""
-    saved: dict[str, Any] = json.loads((RESULTS / "main_path.json").read_text())
+    saved: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return saved
 
 
 def main() -> None:
     """Rewrite README.md in place."""
-    README.write_text(written(README.read_text(), results()))
+    README.write_text(written(README.read_text()))
 
 
 if __name__ == "__main__":
