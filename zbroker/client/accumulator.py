@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from threading import get_ident
 from typing import Final
 
-from zbroker.client.batches import Batch
+from zbroker.client.batches import Batch, SendFuture
 from zbroker.client.connection import Connection
 from zbroker.client.delivery import Delivery
 from zbroker.client.filling import add_extras, add_key
 from zbroker.client.partition_queue import PartitionQueue
+from zbroker.client.serialize import RECORD_OVERHEAD_BYTES
 from zbroker.client.settings import ProducerSettings
 from zbroker.client.terms import Terms
 from zbroker.client.topic_refresh import TopicRefresh
@@ -94,6 +95,22 @@ class Accumulator:
         elif delivery.background.is_idle:
             delivery.background.wake()
         return batch, index
+
+    def add_plain(self, sender: TopicSender, value: bytes, key: bytes | None) -> SendFuture:
+        """`add` of a value, perhaps with a key, and nothing else: the short way into a batch that several threads fill."""
+        size = RECORD_OVERHEAD_BYTES + len(value) + (0 if key is None else len(key))
+        with self.lock:
+            queue = sender.sticky if key is None else sender.queues[sender.hash_of(key) % sender.count]
+            batch = queue.open
+            if batch is not None and not batch.owner and batch.room > size and batch.has_keys == (key is not None):
+                index = len(batch.values)
+                if not batch.has_extras and index + 1 < RECORDS_PER_BATCH_MAX:
+                    batch.values.append(value)
+                    if key is not None:
+                        batch.keys.append(key)
+                    batch.room -= size
+                    return SendFuture(batch, index)
+        return SendFuture(*self.add(sender, None, value, key, (), None, size))
 
     def has_taken(self, batch: Batch, index: int) -> bool:
         """Whether a batch that was closed during an append has the record. Else nobody has."""

@@ -95,7 +95,9 @@ class Producer(Generic[K, V]):
         ):
             if key is None:
                 batch = sender.sticky.open
-                if batch is not None and batch.is_plain and batch.owner == get_ident():
+                if batch is not None and batch.is_plain:
+                    if batch.owner != get_ident():
+                        return self._accumulator.add_plain(sender, value, None)
                     values = batch.values
                     index = len(values)
                     room = batch.room - len(value)
@@ -106,7 +108,9 @@ class Producer(Generic[K, V]):
                             return SendFuture(batch, index)
             elif key.__class__ is bytes:
                 batch = sender.queues[sender.hash_of(key) % sender.count].open
-                if batch is not None and batch.is_keyed and batch.owner == get_ident():
+                if batch is not None and batch.is_keyed:
+                    if batch.owner != get_ident():
+                        return self._accumulator.add_plain(sender, value, key)
                     values = batch.values
                     index = len(values)
                     room = batch.room - len(value) - len(key)
