@@ -97,7 +97,7 @@ class Accumulator:
         return batch, index
 
     def add_plain(self, sender: TopicSender, value: bytes, key: bytes | None) -> SendFuture:
-        """`add` of a value, perhaps with a key, and nothing else: the short way into a batch that several threads fill."""
+        """`add` of a value, perhaps with a key, and no more: the short way into a batch that several threads fill."""
         size = RECORD_OVERHEAD_BYTES + len(value) + (0 if key is None else len(key))
         with self.lock:
             queue = sender.sticky if key is None else sender.queues[sender.hash_of(key) % sender.count]
