@@ -357,5 +357,6 @@ class Follower(OpenCopy):
         self._report_suspect(effect.error, self._noted)
 
     def _noted(self) -> None:
+        self._is_reported = False
         if self.state is State.SUSPECT:
             self.handle(fv.SuspectNoted())

@@ -57,7 +57,6 @@ class Leader(OpenCopy):
         "_core",
         "_does",
         "_is_append_time",
-        "_is_reported",
         "_size_bytes_max",
         "bytes_appended",
         "others",
@@ -92,7 +91,6 @@ class Leader(OpenCopy):
             now_ns=host.clock.now_ns(),
         )
         self._active_base = -1
-        self._is_reported = False
         self.bytes_appended = 0
         self.others = OtherCopies(self, host, grant.copies)
         self._does: dict[type[Effect], Callable[[Any], None]] = {
@@ -384,14 +382,16 @@ class Leader(OpenCopy):
             self._say(logging.WARNING, "cannot be read for a follower", error)
 
     def found_damage(self, error: BrokerError) -> None:
-        """Bytes of the log are not what was written: nobody may be served from it before it was fetched again."""
-        if self.state is not State.OFFLINE:
+        """Bytes of the log are not what was written: nobody may be served from it before it was fetched again. The only
+        copy there is goes on: readers see by its CRC which batch is damaged, and the others are sound."""
+        if self.others.feed is None:
+            self._say(logging.ERROR, "the only copy is damaged", error)
+            self._report_suspect(error, lambda: None)
+        elif self.state is not State.OFFLINE:
             self._mark_suspect()
             self._go_offline(error)
 
     def _go_offline(self, error: BrokerError) -> None:
         self._say(logging.ERROR, "offline", error)
         self.handle(ev.Damaged(error))
-        if not self._is_reported:
-            self._is_reported = True
-            self._report_suspect(error, lambda: None)
+        self._report_suspect(error, lambda: None)

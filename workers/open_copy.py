@@ -36,6 +36,7 @@ class OpenCopy(ABC):
     __slots__ = (
         "_cell",
         "_host",
+        "_is_reported",
         "_saved_high_watermark",
         "_unlink_at_ns",
         "copy_id",
@@ -64,6 +65,7 @@ class OpenCopy(ABC):
         self._saved_high_watermark = log.saved_high_watermark
         self._unlink_at_ns = 0
         self.is_open = True
+        self._is_reported = False
 
     @property
     @abstractmethod
@@ -206,7 +208,10 @@ class OpenCopy(ABC):
             self._say(logging.ERROR, "damage could not be marked", error)
 
     def _report_suspect(self, error: BrokerError, on_noted: Callable[[], None]) -> None:
-        """Tell the coordinator until it answers."""
+        """Tell the coordinator until it answers; once is enough."""
+        if self._is_reported:
+            return
+        self._is_reported = True
         report = CopySuspect(self.topic_id, self.partition, self.copy_id, error.message[:1000])
 
         def answered(refusal: BrokerError | None, _: bytes) -> None:

@@ -44,6 +44,7 @@ from zbroker.workers.link import RouterLink
 from zbroker.workers.open_copy import Key
 from zbroker.workers.request import Frame, Request
 from zbroker.workers.runtime import Reload, Role, exit_code_of
+from zbroker.workers.scrubber import Scrubber
 from zbroker.workers.serving import RequestHandler, Serving, not_here
 from zbroker.workers.spin import Spin
 from zbroker.workers.streams import Streams
@@ -111,6 +112,7 @@ class Worker:
         self._leaders = leaders = self._grants.leaders
         self._serving = Serving(leaders, self._waits, self.board, role.clock, limits)
         self._housekeeping = Housekeeping(leaders, self._grants.copies, host, role.config.storage)
+        self._scrubber = Scrubber(self._grants.copies, self._grants.copy, host, role.config.storage)
         self._lanes = Lanes(
             loop=role.loop,
             clock=role.clock,

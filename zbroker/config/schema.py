@@ -114,6 +114,8 @@ class StorageSection(Struct, forbid_unknown_fields=True, kw_only=True):
     disk_free_min_bytes: Annotated[int, doc("produce is refused while the disk has less room", ge=0)] = 16 * MIB
     retention_check_interval_ms: Annotated[int, doc("how often retention looks for old segments", ge=10)] = 5_000
     high_watermark_checkpoint_interval_ms: Annotated[int, doc("how often high watermarks are saved", ge=10)] = 5_000
+    scrub_bytes_per_s: Annotated[int, doc("old segments read again to find damage; 0: never", ge=0)] = 4 * MIB
+    scrub_interval_ms: Annotated[int, doc("how often every old segment is read again", ge=1)] = 3_600_000
     producer_id_expiration_ms: Annotated[int, doc("a producer silent for longer is forgotten", ge=1)] = 86_400_000
 
 

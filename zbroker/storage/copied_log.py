@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from zbroker.errors import BrokerError, OffsetOutOfRangeError
@@ -41,6 +42,15 @@ class Range(NamedTuple):
     position: int
     size_bytes: int
     end_offset: int
+
+
+class Sealed(NamedTuple):
+    """A segment that nothing is appended to any more: its offsets, its file, and the bytes of batches in it."""
+
+    base_offset: int
+    next_offset: int
+    size_bytes: int
+    path: Path
 
 
 class CopiedLog(Log):
@@ -116,6 +126,19 @@ class CopiedLog(Log):
                 break
             position, end_offset = at + header.size_bytes, header.next_offset
         return Range(segment.base_offset, begin.position, position - begin.position, end_offset)
+
+    def sealed(self) -> list[Sealed]:
+        """The segments before the active one."""
+        return [
+            Sealed(one.base_offset, one.next_offset, one.size_bytes, one.store.path)
+            for one in self._segments
+            if one.base_offset < self.active_base
+        ]
+
+    @property
+    def cut_count(self) -> int:
+        """How often the log was cut since it was opened."""
+        return self._cut_count
 
     def batch_base(self, offset: int) -> int:
         """The base offset of the batch that contains `offset`; `offset` itself at the log end."""
