@@ -71,13 +71,13 @@ class Partition(PartitionState):
         return _HANDLERS[type(event)](self, event, now_ns)
 
     def _produce(self, event: ev.Produce, now_ns: int) -> list[Effect]:
-        error = self._refusal or self._objection(event)
-        if error is not None:
-            return [ev.Refuse(event.request, error)]
-        if event.batch is not None and self._sequences is not None:
+        if event.batch is not None and self._sequences is not None and self.state is not State.OFFLINE:
             earlier = self._sequences.judge(event.batch)
             if earlier is not None:
                 return self._answer_earlier(event, earlier)
+        error = self._refusal or self._objection(event)
+        if error is not None:
+            return [ev.Refuse(event.request, error)]
         return [ev.Write(event.request, event.acks, self.log_end, self.leader_epoch)]
 
     def _objection(self, event: ev.Produce) -> BrokerError | None:
@@ -102,6 +102,10 @@ class Partition(PartitionState):
             return [ev.Refuse(event.request, earlier)]
         base_offset, next_offset = earlier
         assert next_offset <= self.log_end
+        if next_offset > self.high_watermark:
+            error = self._refusal or self._objection(event)
+            if error is not None:
+                return [ev.Refuse(event.request, error)]
         if event.acks in _ACKS_OF_THE_LEADER:
             return [ev.Acknowledge(event.request, base_offset)] if event.acks == ACKS_LEADER else []
         waiting = self._unflushed if event.acks == ACKS_FSYNC else self._uncopied
