@@ -43,14 +43,16 @@ class Board:
 
 
 class Worker:
-    """One incarnation of a worker: the partitions it has open, with their epochs."""
+    """One incarnation of a process: the partitions it leads and those it follows, with their epochs."""
 
     def __init__(self, number: int, incarnation: int) -> None:
         self.number = number
         self.incarnation = incarnation
         self.open: dict[Key, tuple[int, int]] = {}  # -> (copy id, epoch)
+        self.following: dict[Key, tuple[int, int]] = {}  # -> (copy id, epoch); also what it was only asked to look at
         self.settings: dict[int, dict[str, str]] = {}  # by topic id
 
     def register(self) -> Register:
         held = [Held(key[0], key[1], copy_id, epoch) for key, (copy_id, epoch) in self.open.items()]
+        held += [Held(key[0], key[1], copy_id, epoch, False) for key, (copy_id, epoch) in self.following.items()]
         return Register(self.number, self.incarnation, f"/board-{self.incarnation}", f"/lane-{self.number}", held)

@@ -52,7 +52,9 @@ class World:
         self.under_way: dict[str, deque[Callable[[], None]]] = {}
         self.granted: dict[tuple[int, int, int], int] = {}  # (topic id, partition, epoch) -> incarnation
         self.epochs: dict[Key, int] = {}  # highest epoch that any worker took
-        self.copies: dict[Key, int] = {}
+        self.copy_keys: dict[int, Key] = {}
+        self.ends: dict[int, tuple[int, int]] = {}  # by copy: last epoch, log end
+        self.told: dict[Key, PartitionGrant] = {}  # what the newest leader was told last
         self.topic_names: dict[int, str] = {}
         self.removed_copies: set[int] = set()
         self.removed_boards: set[int] = set()
@@ -97,6 +99,8 @@ class World:
         match effect:
             case do.AppendEntries():
                 self._append(effect)
+            case do.SyncLog():
+                self.post("sync", self._sync)
             case do.WatchProcess():
                 if effect.incarnation not in {worker.incarnation for worker in self._alive()}:
                     self._dies_soon(Worker(effect.number, effect.incarnation))
@@ -147,6 +151,10 @@ class World:
         if effect.durable:
             self.synced = len(self.log)
         self.take(ev.EntriesAppended())
+
+    def _sync(self) -> None:
+        self.synced = len(self.log)
+        self.take(ev.LogSynced())
 
     def _delete_copy(self, copy_id: int) -> None:
         assert self.cluster is not None
@@ -258,7 +266,7 @@ class World:
 
     def _open(self, worker: Worker, grant: PartitionGrant) -> GrantResult:
         key = (grant.topic_id, grant.partition)
-        held = worker.open.get(key)
+        held = worker.open.get(key) or worker.following.get(key)
         error = 0
         if held is not None and held[1] > grant.leader_epoch:
             error = FencedLeaderEpochError.code
@@ -267,18 +275,36 @@ class World:
         if error:
             return GrantResult(*key, error, "cannot be opened", -1, -1)
         for other in self._alive():
-            assert other is worker or key not in other.open, f"{key} is granted while {other.incarnation} has it open"
-        self._note_epoch(worker, grant, key)
+            same = [found for found in (other.open.get(key), other.following.get(key)) if found is not None]
+            assert other is worker or all(found[0] != grant.copy_id for found in same), "a copy is open twice"
+        assert self.copy_keys.setdefault(grant.copy_id, key) == key, "a copy id is permanent"
+        assert grant.copy_id not in self.removed_copies, "a removed copy is granted"
         worker.settings[grant.topic_id] = grant.config
+        if grant.leader == worker.number:
+            return self._begin_to_lead(worker, grant, key)
+        worker.open.pop(key, None)
+        worker.following[key] = (grant.copy_id, grant.leader_epoch)
+        return self._result(grant, key)
+
+    def _result(self, grant: PartitionGrant, key: Key) -> GrantResult:
+        last_epoch, log_end = self.ends.get(grant.copy_id, (-1, 0))
+        return GrantResult(*key, 0, "", 0, log_end, last_epoch)
+
+    def _begin_to_lead(self, worker: Worker, grant: PartitionGrant, key: Key) -> GrantResult:
+        for other in self._alive():
+            assert other is worker or key not in other.open, f"{key} is granted while {other.incarnation} leads it"
+        self._note_epoch(worker, grant, key)
+        worker.following.pop(key, None)
         worker.open[key] = (grant.copy_id, grant.leader_epoch)
-        return GrantResult(*key, 0, "", 0, 0)
+        self.told[key] = grant
+        self.ends[grant.copy_id] = (grant.leader_epoch, self.ends.get(grant.copy_id, (-1, 0))[1] + 1)
+        return self._result(grant, key)
 
     def _note_epoch(self, worker: Worker, grant: PartitionGrant, key: Key) -> None:
         incarnation = self.granted.setdefault((*key, grant.leader_epoch), worker.incarnation)
         assert incarnation == worker.incarnation, f"epoch {grant.leader_epoch} of {key} has two leaders"
         assert grant.leader_epoch >= self.epochs.get(key, -1), f"epochs of {key} go back"
-        assert self.copies.setdefault(key, grant.copy_id) == grant.copy_id, "a copy id is permanent"
-        assert grant.copy_id not in self.removed_copies, "a removed copy is granted"
+        assert grant.copy_id in grant.isr, "a leader is not in sync"
         self.epochs[key] = grant.leader_epoch
 
     def _revoke_lost(self, effect: do.SendRevoke) -> None:
@@ -291,11 +317,12 @@ class World:
             return
         for one in effect.revocations:
             worker.open.pop((one.topic_id, one.partition), None)
+            worker.following.pop((one.topic_id, one.partition), None)
         self.take(ev.RevokeAnswered(effect.number, effect.incarnation, effect.revocations, True))
 
     def _reconfigure(self, effect: do.SendReconfigure) -> None:
         worker = self._live(effect.number, effect.incarnation)
-        if worker is not None and effect.topic_id in {topic_id for topic_id, _ in worker.open}:
+        if worker is not None and effect.topic_id in {topic_id for topic_id, _ in (*worker.open, *worker.following)}:
             worker.settings[effect.topic_id] = effect.config
         self._reconfigured(effect, worker is not None)
 

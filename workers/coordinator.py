@@ -9,9 +9,7 @@ successor reads it.
 from __future__ import annotations
 
 import base64
-import os
 import secrets
-import signal
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +33,17 @@ from zbroker.shm.lockfile import LockFile
 from zbroker.shm.reaper import remove_board
 from zbroker.storage.files import Files
 from zbroker.wire.codec import decode, encode
-from zbroker.wire.inner_messages import Announce, Grant, Granted, GrantResult, Reconfigure, Register, Revoke
+from zbroker.wire.inner_messages import (
+    AlterIsr,
+    Announce,
+    CopySuspect,
+    Grant,
+    Granted,
+    GrantResult,
+    Reconfigure,
+    Register,
+    Revoke,
+)
 from zbroker.wire.layout import Api, Header, pack_reply, unpack_header
 from zbroker.wire.messages import (
     AlterConfigs,
@@ -48,6 +56,7 @@ from zbroker.wire.messages import (
 )
 from zbroker.workers import copy_folders
 from zbroker.workers.link import RouterLink
+from zbroker.workers.liveness import Liveness
 from zbroker.workers.metadata_log import MetadataLog, MetadataLogFailed
 from zbroker.workers.runtime import Reload, Role, exit_code_of
 
@@ -56,6 +65,7 @@ ANNOUNCE_TIMEOUT_MS: Final = 200
 GRANT_TIMEOUT_MS: Final = 5_000
 CONTROL_TIMEOUT_MS: Final = 2_000
 RETRY_MS: Final = 50
+SYNC_DELAY_MS: Final = 5
 REQUEST_TIMEOUT_DEFAULT_MS: Final = 30_000
 SNAPSHOT_ENTRIES_MIN: Final = 10_000
 OLD_COORDINATOR_BOARD_MS: Final = 2_000
@@ -104,15 +114,17 @@ class Coordinator:
             incarnation=role.incarnation,
             partitions_max=cells,
             processes_max=WANTED_MAX,
+            boards_dir=str(paths.boards_dir),
         )
         self._cluster = Cluster(config, site, worker_count(config), self._board.claim, image)
         self._check_copies()
         self._events: deque[ev.Event] = deque()
         self._is_busy = False
-        self._pidfds: dict[int, int] = {}  # incarnation -> pidfd
+        self._liveness = Liveness(role.loop, self._process_died)
+        role.at_close(self._liveness.close)
         self._snapshot_at = SNAPSHOT_ENTRIES_MIN
         self._is_ready = False
-        role.at_close(self._close_pidfds)
+        self._is_sync_due = False
         self._link = RouterLink(
             role.loop,
             role.clock,
@@ -174,6 +186,20 @@ class Coordinator:
         finally:
             self._is_busy = False
 
+    def _sync_log(self, _: do.SyncLog) -> None:
+        """The sync waits until the grants of the same election have left, and more elections may share it."""
+        if not self._is_sync_due:
+            self._is_sync_due = True
+            self._role.loop.call_after(SYNC_DELAY_MS, self._sync)
+
+    def _sync(self) -> None:
+        self._is_sync_due = False
+        self._log.sync()
+        self._take(ev.LogSynced())
+
+    def _warn(self, effect: do.Warn) -> None:
+        self._role.log.warning(effect.text, extra=effect.fields)
+
     def _tick(self) -> None:
         self._log.sync()
         self._take(ev.Ticked())
@@ -210,6 +236,10 @@ class Coordinator:
             name = ids.process_name(register.number)
             self._role.log.info("registers", extra={"peer": name, "holding": len(register.holding)})
             return ev.ProcessRegistered(request, register)
+        if api == Api.ALTER_ISR:
+            return ev.IsrAlterationAsked(request, decode(AlterIsr, body))
+        if api == Api.COPY_SUSPECT:
+            return ev.CopyIsSuspect(request, decode(CopySuspect, body))
         if api == Api.DESCRIBE_CLUSTER:
             return ev.DescribeClusterAsked(request)
         if api not in _BODIES:
@@ -236,7 +266,7 @@ class Coordinator:
 
     def _send_grant(self, effect: do.SendGrant) -> None:
         number, incarnation, grants = effect.number, effect.incarnation, effect.grants
-        self._board.count(Counter.ELECTIONS, len(grants))
+        self._board.count(Counter.ELECTIONS, sum(grant.leader == number for grant in grants))
 
         def answered(error: BrokerError | None, body: bytes) -> None:
             if error is not None:
@@ -250,7 +280,7 @@ class Coordinator:
             for result in results:
                 if result.error:
                     where = {"topic_id": result.topic_id, "partition": result.partition, "error": result.message}
-                    self._role.log.error("a partition cannot be led", extra=where)
+                    self._role.log.error("a partition cannot be opened", extra=where)
             self._take(ev.GrantAnswered(number, incarnation, grants, results))
 
         self._link.call(number, Api.GRANT, Grant(grants, incarnation), answered, timeout_ms=GRANT_TIMEOUT_MS)
@@ -321,41 +351,22 @@ class Coordinator:
             self._role.log.info("ready")
 
     def _watch_process(self, effect: do.WatchProcess) -> None:
-        number, incarnation = effect.number, effect.incarnation
-        fd = ids.open_pidfd(incarnation)
-        if fd is None:
-            self._events.append(ev.ProcessDied(number, incarnation))
-            return
-        self._pidfds[incarnation] = fd
-        self._role.loop.add_reader(fd, lambda: self._process_died(number, incarnation))
+        if not self._liveness.watch(effect.number, effect.incarnation):
+            self._events.append(ev.ProcessDied(effect.number, effect.incarnation))
 
     def _process_died(self, number: int, incarnation: int) -> None:
-        self._unwatch(incarnation)
         self._board.count(Counter.DEATHS_SEEN)
         self._role.log.warning("a process has ended", extra={"peer": ids.process_name(number)})
         self._take(ev.ProcessDied(number, incarnation))
 
     def _fence_process(self, effect: do.FenceProcess) -> None:
-        fd = self._pidfds.get(effect.incarnation)
-        if fd is not None:
-            try:
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it is dead, and its pidfd will say so
-
-    def _unwatch(self, incarnation: int) -> None:
-        fd = self._pidfds.pop(incarnation, None)
-        if fd is not None:
-            self._role.loop.remove_reader(fd)
-            os.close(fd)
-
-    def _close_pidfds(self) -> None:
-        for incarnation in list(self._pidfds):
-            self._unwatch(incarnation)
+        self._liveness.kill(effect.incarnation)
 
 
 _DO: Final[dict[type[do.Effect], Callable[[Coordinator, Any], None]]] = {
     do.AppendEntries: Coordinator._append,
+    do.SyncLog: Coordinator._sync_log,
+    do.Warn: Coordinator._warn,
     do.WatchProcess: Coordinator._watch_process,
     do.FenceProcess: Coordinator._fence_process,
     do.SendAnnounce: Coordinator._send_announce,

@@ -194,7 +194,7 @@ def test_a_moved_data_directory_moves_its_copies() -> None:
     moved = Cluster(ServerConfig(), site(data_dir="/elsewhere"), 2, lambda *_: 0, image)
     partition = image.partition(1, 0)
     assert partition is not None
-    assert moved.state.directory_of(partition) == "/elsewhere/copies/1/t00000001-0"
+    assert moved.state.directory_of(partition, partition.copies[0]) == "/elsewhere/copies/1/t00000001-0"
 
 
 def test_topic_and_copy_ids_are_not_used_again_after_a_snapshot() -> None:

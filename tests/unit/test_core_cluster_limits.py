@@ -12,7 +12,6 @@ from tests.cluster_model import PARTITIONS_MAX
 from tests.cluster_world import World
 from zbroker import ids
 from zbroker.config.schema import ServerConfig
-from zbroker.core import cluster_events as ev
 from zbroker.core import effects as do
 from zbroker.core import topic_changes
 from zbroker.errors import (
@@ -26,7 +25,6 @@ from zbroker.errors import (
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
-from zbroker.wire.inner_messages import Register
 from zbroker.wire.messages import (
     AlterConfigs,
     CreatePartitions,
@@ -83,7 +81,8 @@ def refused(world: World, **changes: Any) -> tuple[type[Exception], str]:
         ({"num_partitions": -2}, InvalidPartitionsError, "from 1 to 300"),
         ({"num_partitions": 301}, InvalidPartitionsError, "from 1 to 300"),
         ({"replication_factor": 0}, InvalidReplicationFactorError, "at least 1"),
-        ({"replication_factor": 3}, InvalidReplicationFactorError, "replicas are not running"),
+        ({"replication_factor": 9}, InvalidReplicationFactorError, "processes can have a copy each"),
+        ({"config": {"min.insync.replicas": "2"}}, InvalidConfigurationError, "above the replication factor 1"),
         ({"config": {"retension.ms": "5"}}, InvalidConfigurationError, "did you mean 'retention.ms'?"),
         ({"config": {"retention.ms": "soon"}}, InvalidConfigurationError, "retention.ms"),
         ({"config": {"retention.ms": "-5"}}, InvalidConfigurationError, "retention.ms"),
@@ -171,13 +170,22 @@ def test_a_setting_that_is_unknown_is_not_unset_and_storage_never_changes(world:
     assert world.answer(AlterConfigs("orders", {"storage": "memory"}, [])).error == PolicyViolationError.code
 
 
-def test_a_factor_above_one_is_refused_with_replicas_as_well(world: World) -> None:
-    register = Register(ids.replica_number(0), 900 << 22 | 900, "", "", [])
-    world.take(ev.ProcessRegistered("other", register))
-    kind, message = refused(world, replication_factor=2)
+def test_a_factor_is_refused_from_the_number_of_workers_and_replicas_on() -> None:
+    config = ServerConfig()
+    config.replicas.count = 2
+    world = World(workers=2, config=config)
+    for number in (*map(ids.worker_number, range(2)), *map(ids.replica_number, range(2))):
+        world.start_worker(number)
+    world.settle()
+    kind, message = refused(world, replication_factor=5)
     assert kind is InvalidReplicationFactorError
-    assert "one copy" in message
-    assert "not running" not in message
+    assert "replication factor 5, and 4 processes" in message
+    (made,) = results(world, NewTopicSpec("four", 3, 4, {"min.insync.replicas": "4"}))
+    assert made.error == 0, made.message
+    assert world.cluster is not None
+    for partition in world.cluster.image.topics[made.topic_id].partitions:
+        assert len({copy.owner for copy in partition.copies}) == 4
+        assert partition.owner in (ids.worker_number(0), ids.worker_number(1))
 
 
 def test_requests_that_wait_for_leaders_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +223,6 @@ def test_t45_no_name_becomes_a_path_and_the_valid_ones_are_those_of_the_rule() -
         if result.error == 0:
             assert world.cluster is not None
             (partition,) = world.cluster.image.topics[result.topic_id].partitions
-            directory = world.cluster.state.directory_of(partition)
+            directory = world.cluster.state.directory_of(partition, partition.copies[0])
             assert directory == f"/data/copies/{partition.copy_id}/t{result.topic_id:08x}-0"
             world.answer(DeleteTopics([name]))

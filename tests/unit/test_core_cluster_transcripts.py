@@ -14,7 +14,8 @@ import pytest
 from tests.cluster_world import World
 from zbroker import ids
 from zbroker.core import effects as do
-from zbroker.core.entries import AnyEntry, Elected, PartitionsAdded, TopicCreated
+from zbroker.core.entries import AnyEntry, CopiesChanged, Elected, InSync, IsrChanged, PartitionsAdded, TopicCreated
+from zbroker.wire.inner_messages import PartitionGrant
 from zbroker.wire.messages import (
     AlterConfigs,
     CreatePartitions,
@@ -34,14 +35,28 @@ def run_of(incarnation: int) -> str:
     return f"run {ids.pid_of(incarnation)}" if incarnation else "no run"
 
 
+def sync_text(change: InSync) -> str:
+    text = f"{change.topic_id}/{change.partition} v{change.partition_epoch} isr={','.join(map(str, change.isr))}"
+    return text + (f" elr={','.join(map(str, change.elr))}" if change.elr else "")
+
+
 def entry_text(entry: AnyEntry) -> str:
     if isinstance(entry, Elected):
         found = " ".join(f"{topic_id}/{partition}@{epoch}" for topic_id, partition, epoch in entry.partitions)
+        found += "".join(f", {sync_text(change)}" for change in entry.changes)
+        found += "".join(f", while {run_of(one.incarnation)} lives" for one in entry.formers)
         return f"Elected {ids.process_name(entry.number)} {run_of(entry.incarnation)}: {found}"
+    if isinstance(entry, IsrChanged):
+        return f"IsrChanged: {', '.join(map(sync_text, entry.changes))}"
+    if isinstance(entry, CopiesChanged):
+        copies = " ".join(f"copy {one.copy_id} of {ids.process_name(one.owner)}" for one in entry.copies)
+        where = f"{entry.topic_id}/{entry.partition}"
+        return f"CopiesChanged {where}: {copies} adding={entry.adding} removing={entry.removing}"
     if isinstance(entry, TopicCreated | PartitionsAdded):
         name = f" {entry.name}" if isinstance(entry, TopicCreated) else ""
         copies = " ".join(
             f"{one.partition}=copy {one.copy_id} on {one.disk} of {ids.process_name(one.owner)}"
+            + "".join(f" + copy {more.copy_id} of {ids.process_name(more.owner)}" for more in one.further)
             for one in entry.placements
         )
         return f"{type(entry).__name__} {entry.topic_id}{name}: {copies}"
@@ -67,14 +82,26 @@ def reply_text(effect: do.Reply) -> str:
     return type(body).__name__
 
 
+def grant_text(grant: PartitionGrant) -> str:
+    text = f"{grant.topic_id}/{grant.partition}@{grant.leader_epoch}"
+    if len(grant.copies) > 1:
+        text += f" of {ids.process_name(grant.leader)}" if grant.leader >= 0 else ""
+        text += f" v{grant.partition_epoch} isr={','.join(map(str, grant.isr))}"
+        text += f" elr={','.join(map(str, grant.elr))}" if grant.elr else ""
+        text += f" after copy {grant.predecessor}" if grant.predecessor >= 0 else ""
+    return text
+
+
 def effect_text(effect: do.Effect) -> str:
     match effect:
         case do.AppendEntries():
             kind = "append, durable" if effect.durable else "append"
             return "\n".join(f"{kind}: {entry_text(entry)}" for entry in effect.entries)
         case do.SendGrant():
-            found = " ".join(f"{one.topic_id}/{one.partition}@{one.leader_epoch}" for one in effect.grants)
-            return f"grant to {ids.process_name(effect.number)} {run_of(effect.incarnation)}: {found}"
+            found = " ".join(map(grant_text, effect.grants))
+            follows = "report from" if effect.grants[0].leader < 0 else "follow grant to"
+            word = "grant to" if effect.grants[0].leader == effect.number else follows
+            return f"{word} {ids.process_name(effect.number)} {run_of(effect.incarnation)}: {found}"
         case do.SendRevoke():
             found = " ".join(f"{one.topic_id}/{one.partition}" for one in effect.revocations)
             return f"revoke from {ids.process_name(effect.number)} {run_of(effect.incarnation)}: {found}"

@@ -14,12 +14,19 @@ from zbroker.core.entries import (
     Booted,
     ClusterCreated,
     Continued,
+    CopiesChanged,
+    CopyPlaced,
     Elected,
+    Former,
+    InSync,
+    IsrChanged,
     PartitionsAdded,
     Placement,
+    ProducerIds,
     TopicConfigured,
     TopicCreated,
     TopicDeleted,
+    TransactionalId,
 )
 from zbroker.errors import CopyDamagedError, UnsupportedVersionError
 from zbroker.storage.files import Files
@@ -182,9 +189,17 @@ def test_the_bytes_of_every_entry_are_those_of_the_golden_file() -> None:
         TopicConfigured(1, {}),
         Adopted(18, [1, 2]),
         Continued(9, 2, 4),
+        TopicCreated(2, "pay", {}, [Placement(0, 4, "data", 16, (CopyPlaced(5, "/disk2", 17),), home=18)]),
+        IsrChanged([InSync(2, 0, 1, [4], [5])]),
+        Elected(16, 7, [(2, 0, 3)], [4], [InSync(2, 0, 2, [4], [])], [Former(2, 0, 9)]),
+        CopiesChanged(2, 0, 3, [CopyPlaced(4, "data", 16), CopyPlaced(6, "data", 19)], [6], [4]),
+        ProducerIds(1000),
+        TransactionalId("till-1", 7, 2),
     ]
     assert {type(entry) for entry in every} == set(get_args(AnyEntry)), "every type of entry has its golden bytes"
     lines = [f"{type(entry).__name__} {frames([entry], 5).hex()}\n" for entry in every]
+    if os.environ.get("ZB_REWRITE_GOLDEN"):
+        (GOLDEN / "cluster_metadata_log.txt").write_text("".join([*lines, f"mark {frame(b'', 5).hex()}\n"]))
     assert (GOLDEN / "cluster_metadata_log.txt").read_text() == "".join([*lines, f"mark {frame(b'', 5).hex()}\n"])
 
 

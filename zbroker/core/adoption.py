@@ -4,22 +4,22 @@ A process that dies is started again within milliseconds, and then leads its own
 dead for `ADOPTION_DELAY_MS`, or when the settings do not want it any more, do others get them. Only the map from copies
 to processes changes; no byte moves. A process that merely says nothing keeps its copies: silence proves no death.
 
+A copy is adopted where no other can lead, and never by a process that has a copy of the same partition.
+
 With a worker for each partition nothing is adopted: whoever could adopt it would be such a process as well.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
-from zbroker import ids
 from zbroker.clock import NS_PER_MS
-from zbroker.core.cluster_state import ClusterState, ProcessState
+from zbroker.core.cluster_state import ClusterState, ProcessState, is_worker
 from zbroker.core.effects import Effect
-from zbroker.core.elections import Elections
 from zbroker.core.entries import Adopted, AnyEntry
-from zbroker.core.image import Partition
+from zbroker.core.image import Copy, Partition
 from zbroker.core.journal import Journal
-from zbroker.core.placement import choose_owners
 from zbroker.errors import BrokerError
 
 ADOPTION_DELAY_MS: Final = 10_000
@@ -28,63 +28,81 @@ ADOPTION_DELAY_MS: Final = 10_000
 class Adoption:
     """See the module."""
 
-    def __init__(self, state: ClusterState, journal: Journal, elections: Elections) -> None:
+    def __init__(self, state: ClusterState, journal: Journal) -> None:
         self._state = state
         self._journal = journal
-        self._elections = elections
 
     def adopt(self, now_ns: int) -> list[Effect]:
         """Give orphaned copies away, and have their new owners lead them."""
-        if not self._state.fixed_workers:
+        state = self._state
+        if not state.fixed_workers:
             return []
         orphans = self._orphans(now_ns)
         heirs = self._heirs() if orphans else []
-        if not heirs:
-            return []
-        loads = self._state.image.owner_loads()
-        copies_max = self._state.config.limits.partitions_per_process_max
-        room = sum(max(0, copies_max - loads.get(number, 0)) for number in heirs)
-        orphans = orphans[:room]
+        loads = Counter(dict(state.image.owner_loads()))
         given: dict[int, list[int]] = {}
-        for partition, heir in zip(orphans, choose_owners(len(orphans), heirs, (), loads, copies_max), strict=True):
-            given.setdefault(heir, []).append(partition.copy_id)
+        adopted: list[Partition] = []
+        former: set[int] = set()
+        for partition, copy in orphans:
+            heir = self._heir(partition, heirs, loads)
+            if heir is not None:
+                given.setdefault(heir, []).append(copy.copy_id)
+                loads[heir] += 1
+                adopted.append(partition)
+                former.add(copy.owner)
         if not given:
             return []
         entries: list[AnyEntry] = [Adopted(heir, copy_ids) for heir, copy_ids in given.items()]
-        former = {partition.owner for partition in orphans}
 
-        def then(at_ns: int) -> list[Effect]:
+        def then(_: int) -> list[Effect]:
+            kept = (*state.wanted(), *state.replicas())
             for number in former:
-                if not self._state.image.of_owner(number) and number not in self._state.wanted():
-                    self._state.processes.pop(number, None)
-            return self._elections.elect(orphans, at_ns)
+                if not state.image.of_owner(number) and number not in kept:
+                    state.processes.pop(number, None)
+            for partition in adopted:
+                state.want_election(partition.key)
+            return []
 
         def otherwise(_: BrokerError, at_ns: int) -> list[Effect]:
             for number in former:
-                self._state.processes[number].since_ns = at_ns
+                state.processes[number].since_ns = at_ns
             return []
 
         return self._journal.append(entries, durable=True, then=then, otherwise=otherwise)
 
-    def _orphans(self, now_ns: int) -> list[Partition]:
+    def _orphans(self, now_ns: int) -> list[tuple[Partition, Copy]]:
         state = self._state
-        wanted = set(state.wanted())
+        wanted = {*state.wanted(), *state.replicas()}
         is_complete = all(state.live(number) for number in wanted)
-        gone = []
-        for process in state.processes.values():
+        found = []
+        for process in sorted(state.processes.values(), key=lambda one: one.number):
             if process.state is not ProcessState.DEAD:
                 continue
             is_late = now_ns - process.since_ns >= ADOPTION_DELAY_MS * NS_PER_MS
-            if is_late or (is_complete and process.number not in wanted):
-                gone.append(process.number)
-        return [p for number in sorted(gone) for p in state.image.of_owner(number) if state.is_free(p)]
+            is_gone = is_complete and process.number not in wanted
+            if not is_late and not is_gone:
+                continue
+            for partition in state.image.of_owner(process.number):
+                copy = partition.copy_at(process.number)
+                if copy is not None and self._is_free(partition) and (is_gone or self._is_missed(partition, copy)):
+                    found.append((partition, copy))
+        return found
+
+    def _is_free(self, partition: Partition) -> bool:
+        return not self._state.holders_alive(partition) or len(partition.copies) > 1
+
+    def _is_missed(self, partition: Partition, copy: Copy) -> bool:
+        """Whether a copy could lead, and nobody else can."""
+        eligible = {*partition.isr, *partition.elr}
+        return copy.copy_id in eligible and not any(self._state.live(one.owner) for one in partition.candidates)
 
     def _heirs(self) -> list[int]:
         state = self._state
         wanted = [number for number in state.wanted() if state.live(number)]
         return wanted or sorted(number for number in state.processes if is_worker(number) and state.live(number))
 
-
-def is_worker(number: int) -> bool:
-    """Whether the number is a worker's: replicas, the coordinator and the router get no leadership by placement."""
-    return ids.process_name(number).startswith("worker-")
+    def _heir(self, partition: Partition, heirs: list[int], loads: Counter[int]) -> int | None:
+        """The process with the fewest copies, and with none of this partition."""
+        copies_max = self._state.config.limits.partitions_per_process_max
+        free = [one for one in heirs if partition.copy_at(one) is None and loads[one] < copies_max]
+        return min(free, key=lambda number: (loads[number], number), default=None)

@@ -51,17 +51,18 @@ def _topic_info(state: ClusterState, topic: Topic) -> TopicInfo:
 
 def _partition_info(state: ClusterState, partition: Partition) -> PartitionInfo:
     leads = state.leadership(partition.key).standing is Standing.LEADING
-    copies = [partition.copy_id]
+    leader = partition.leader
     return PartitionInfo(
         partition=partition.partition,
         leader=partition.leader_number if leads else -1,
         leader_epoch=partition.leader_epoch,
         leader_incarnation=partition.leader_incarnation if leads else 0,
-        replicas=copies,
-        isr=copies,
-        elr=[],
-        directory=state.directory_of(partition),
+        replicas=[copy.copy_id for copy in partition.copies],
+        isr=partition.isr,
+        elr=partition.elr,
+        directory=state.directory_of(partition, leader),
         coordinator_cell=state.cell_of(*partition.key),
+        owners=[copy.owner for copy in partition.copies],
     )
 
 

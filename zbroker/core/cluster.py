@@ -2,8 +2,8 @@
 
 State: the image, which is what the metadata log says, and beside it what only this run has learned of processes and
 leaderships (`cluster_state`). Every event is one call of `handle`; whatever it wants done comes back as effects, to be
-done in their order. Decisions are in `elections`, `adoption`, `topic_changes`; this module only says which event goes
-where, and keeps the order of things:
+done in their order. Decisions are in `processes`, `elections`, `followings`, `in_sync`, `adoption`, `moves` and
+`topic_changes`; this module only says which event goes where, and keeps the order of things:
 
     handle(event) -> ..., AppendEntries                 the last effect, when something must be written down first
     handle(EntriesAppended) -> what follows from it     the image has the entries now, and not before
@@ -26,10 +26,15 @@ from zbroker.core.cluster_events import Event
 from zbroker.core.cluster_state import ClusterState, Site
 from zbroker.core.effects import Effect
 from zbroker.core.elections import Elections
+from zbroker.core.followings import Followings
 from zbroker.core.image import Image
+from zbroker.core.in_sync import InSyncCopies
 from zbroker.core.journal import Journal
+from zbroker.core.leavings import Leavings
+from zbroker.core.processes import Processes
 from zbroker.core.topic_changes import TopicChanges
 from zbroker.errors import BrokerError, IllegalTransition, InvalidRequestError
+from zbroker.wire.inner_messages import GrantResult, PartitionGrant
 from zbroker.wire.messages import (
     AlterConfigs,
     CreatePartitions,
@@ -49,9 +54,13 @@ class Cluster:
         """See `ClusterState`. `config` is read at each use: what SIGHUP changes in it holds from then on."""
         self.state = ClusterState(config, site, fixed_workers, cell_of, image)
         self._journal = Journal(self.state.image)
-        self._elections = Elections(self.state, self._journal)
-        self._adoption = Adoption(self.state, self._journal, self._elections)
-        self._topics = TopicChanges(self.state, self._journal, self._elections)
+        self._followings = Followings(self.state)
+        self._leavings = Leavings(self.state)
+        self._elections = Elections(self.state, self._journal, self._followings, self._leavings)
+        self._processes = Processes(self.state, self._journal, self._elections, self._followings, self._leavings)
+        self._in_sync = InSyncCopies(self.state, self._journal)
+        self._adoption = Adoption(self.state, self._journal)
+        self._topics = TopicChanges(self.state, self._journal, self._processes, self._leavings)
         self._is_started = False
 
     @property
@@ -69,19 +78,41 @@ class Cluster:
             raise IllegalTransition(f"{type(event).__name__}: the start comes first, and once")
         self._is_started = True
         effects = _HANDLERS[type(event)](self, event, now_ns)
+        if not self._journal.is_waiting:
+            effects = effects + self._elections.decide(now_ns)
         if self._journal.is_waiting:
             assert isinstance(effects[-1], do.AppendEntries)
             assert not any(isinstance(effect, do.AppendEntries) for effect in effects[:-1])
             return effects
-        return effects + self._topics.answer_waiting(now_ns) + self._elections.ready_if_so()
+        return effects + self._topics.answer_waiting(now_ns) + self._processes.ready_if_so()
 
     def _ticked(self, _: ev.Ticked, now_ns: int) -> list[Effect]:
-        effects = self._elections.retry(now_ns)
-        return effects if self._journal.is_waiting else effects + self._adoption.adopt(now_ns)
+        self._elections.retry(now_ns)
+        effects = self._processes.announce_if_due(now_ns) + self._followings.retry(now_ns)
+        return effects + self._adoption.adopt(now_ns)
+
+    def _grant_answered(self, event: ev.GrantAnswered, now_ns: int) -> list[Effect]:
+        process = self.state.live(event.number)
+        if process is None or process.incarnation != event.incarnation:
+            return []
+        found = {(one.topic_id, one.partition): one for one in event.results or ()}
+        answers: dict[str, list[tuple[PartitionGrant, GrantResult | None]]] = {"lead": [], "follow": [], "report": []}
+        for grant in event.grants:
+            key = (grant.topic_id, grant.partition)
+            missing = GrantResult(*key, InvalidRequestError.code, "no answer for it", -1, -1)
+            result = None if event.results is None else found.get(key, missing)
+            kind = "lead" if grant.leader == event.number else "report" if grant.leader < 0 else "follow"
+            answers[kind].append((grant, result))
+        self._elections.reported(event.incarnation, answers["report"])
+        identity = (event.number, event.incarnation)
+        effects = self._elections.answered(*identity, answers["lead"], now_ns)
+        effects += self._followings.answered(*identity, answers["follow"], now_ns)
+        followed = [self.image.partition(grant.topic_id, grant.partition) for grant, _ in answers["follow"]]
+        return effects + self._elections.proceed(one for one in followed if one is not None)
 
     def _registered(self, event: ev.ProcessRegistered, now_ns: int) -> list[Effect]:
         try:
-            return self._elections.registered(event, now_ns)
+            return self._processes.registered(event, now_ns)
         except BrokerError as error:
             return [do.Reply(event.request, None, error.code, error.message)]
 
@@ -110,15 +141,19 @@ class Cluster:
 
 
 _HANDLERS: Final[dict[type[Event], Callable[[Cluster, Any, int], list[Effect]]]] = {
-    ev.Started: lambda cluster, event, now_ns: cluster._elections.started(event, now_ns),
-    ev.Connected: lambda cluster, _, now_ns: cluster._elections.announce(now_ns),
+    ev.Started: lambda cluster, event, now_ns: cluster._processes.started(event, now_ns),
+    ev.Connected: lambda cluster, _, now_ns: cluster._processes.announce(now_ns),
     ev.EntriesAppended: lambda cluster, _, now_ns: cluster._journal.appended(now_ns),
     ev.AppendFailed: lambda cluster, event, now_ns: cluster._journal.failed(event.error, now_ns),
     ev.ProcessRegistered: Cluster._registered,
-    ev.ProcessDied: lambda cluster, event, now_ns: cluster._elections.died(event.number, event.incarnation, now_ns),
-    ev.GrantAnswered: lambda cluster, event, now_ns: cluster._elections.grant_answered(event, now_ns),
-    ev.RevokeAnswered: lambda cluster, event, _: cluster._elections.revoke_answered(event),
-    ev.ReconfigureAnswered: lambda cluster, event, _: cluster._elections.reconfigured(event),
+    ev.ProcessDied: lambda cluster, event, now_ns: cluster._processes.died(event.number, event.incarnation, now_ns),
+    ev.ProcessStuck: lambda cluster, event, _: cluster._processes.stuck(event.number, event.incarnation),
+    ev.LogSynced: lambda cluster, *_: cluster._elections.synced(),
+    ev.GrantAnswered: Cluster._grant_answered,
+    ev.IsrAlterationAsked: lambda cluster, event, _: cluster._in_sync.alter(event),
+    ev.CopyIsSuspect: lambda cluster, event, _: cluster._in_sync.suspect(event),
+    ev.RevokeAnswered: lambda cluster, event, _: cluster._leavings.revoke_answered(event),
+    ev.ReconfigureAnswered: lambda cluster, event, _: cluster._processes.reconfigured(event),
     ev.Ticked: Cluster._ticked,
     ev.Asked: Cluster._asked,
     ev.DescribeClusterAsked: lambda cluster, event, _: [do.Reply(event.request, answers.cluster(cluster.state))],

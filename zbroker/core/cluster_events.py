@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from zbroker.errors import BrokerError
-from zbroker.wire.inner_messages import GrantResult, PartitionGrant, Register, Revocation
+from zbroker.wire.inner_messages import AlterIsr, CopySuspect, GrantResult, PartitionGrant, Register, Revocation
 from zbroker.wire.messages import Message
 
 
@@ -51,6 +51,31 @@ class ProcessDied(Event, frozen=True):
 
     number: int
     incarnation: int
+
+
+class ProcessStuck(Event, frozen=True):
+    """A watched incarnation was killed, and hangs in the kernel: it can complete one write, and do nothing else."""
+
+    number: int
+    incarnation: int
+
+
+class LogSynced(Event, frozen=True):
+    """Everything that was appended is on the disk."""
+
+
+class IsrAlterationAsked(Event, frozen=True):
+    """A leader wants other copies to be in sync."""
+
+    request: object
+    wanted: AlterIsr
+
+
+class CopyIsSuspect(Event, frozen=True):
+    """A process found one of its copies damaged."""
+
+    request: object
+    found: CopySuspect
 
 
 class GrantAnswered(Event, frozen=True):

@@ -27,6 +27,10 @@ class AppendEntries(Effect, frozen=True):
     durable: bool
 
 
+class SyncLog(Effect, frozen=True):
+    """Put what was appended on the disk, soon, holding up nothing else; report `LogSynced`."""
+
+
 class WatchProcess(Effect, frozen=True):
     """Report `ProcessDied` when this incarnation ends; at once if it has."""
 
@@ -48,7 +52,7 @@ class SendAnnounce(Effect, frozen=True):
 
 
 class SendGrant(Effect, frozen=True):
-    """Have a process lead partitions; report `GrantAnswered`."""
+    """Have a process lead or follow partitions, or tell it what changed; report `GrantAnswered`."""
 
     number: int
     incarnation: int
@@ -115,6 +119,13 @@ class PublishWanted(Effect, frozen=True):
     """Show the supervisor which processes should run."""
 
     numbers: list[int]
+
+
+class Warn(Effect, frozen=True):
+    """Tell whoever reads the log of something that a person must know, such as records that may be lost."""
+
+    text: str
+    fields: dict[str, object]
 
 
 class PublishReady(Effect, frozen=True):

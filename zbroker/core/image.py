@@ -1,16 +1,15 @@
-"""What the metadata log adds up to: topics, partitions, copies, epochs.
+"""What the metadata log adds up to: topics, partitions, copies, who is in sync, epochs, producers' ids.
 
 Guarantees: `apply` is the only way to change an image, takes only entries, and depends on nothing else, so replaying a
-log gives the image that wrote it, and so does replaying its `snapshot`. Entries are checked before they are made;
-`apply` asserts what must hold.
+log gives the image that wrote it, and so does replaying its `snapshot` (`image_snapshot`). Entries are checked before
+they are made; `apply` asserts what must hold.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-
-from msgspec import Struct
+from typing import Any
 
 from zbroker.core.entries import (
     EPOCHS_A_BOOT,
@@ -19,49 +18,23 @@ from zbroker.core.entries import (
     Booted,
     ClusterCreated,
     Continued,
+    CopiesChanged,
+    CopyPlaced,
     Elected,
     Entry,
+    InSync,
+    IsrChanged,
     PartitionsAdded,
     Placement,
+    ProducerIds,
     TopicConfigured,
     TopicCreated,
     TopicDeleted,
+    TransactionalId,
 )
+from zbroker.core.image_facts import NOBODY, Copy, Key, Partition, Topic
+from zbroker.core.image_snapshot import snapshot_of
 from zbroker.ids import collision_key
-
-Key = tuple[int, int]
-NOBODY = -1
-
-
-class Partition(Struct):
-    """A partition's facts: its one copy and who has it, its newest leader epoch and who was granted that.
-
-    Invariant: leader epochs grow. `leader_incarnation` is 0 when no process can have been granted `leader_epoch`.
-    """
-
-    topic_id: int
-    partition: int
-    copy_id: int
-    disk: str
-    owner: int
-    leader_epoch: int = -1
-    leader_number: int = NOBODY
-    leader_incarnation: int = 0
-
-    @property
-    def key(self) -> Key:
-        """(topic id, partition)."""
-        return (self.topic_id, self.partition)
-
-
-class Topic(Struct):
-    """A topic's facts. Partitions are numbered from 0 without gaps."""
-
-    topic_id: int
-    name: str
-    config: dict[str, str]
-    partitions: list[Partition]
-    is_altered: bool = False  # its settings are not those it was created with
 
 
 class Image:
@@ -75,10 +48,14 @@ class Image:
         self.by_name: dict[str, Topic] = {}
         self.next_topic_id = 1
         self.next_copy_id = 1
+        self.next_producer_id = 0
+        self.producers: dict[str, tuple[int, int]] = {}  # transactional id -> (producer id, epoch)
         self.disk_loads: Counter[str] = Counter()
+        self.in_transit: dict[Key, Partition] = {}  # partitions that get or lose copies
         self._by_copy: dict[int, Partition] = {}
         self._by_owner: dict[int, dict[Key, Partition]] = {}
         self._collisions: dict[str, str] = {}
+        self._partition_count = 0
 
     @classmethod
     def replayed(cls, entries: Iterable[Entry]) -> Image:
@@ -107,9 +84,18 @@ class Image:
                 self._delete(entry.topic_id)
             case Elected():
                 self._elect(entry)
+            case IsrChanged():
+                self._sync(entry.changes)
             case Adopted():
                 for copy_id in entry.copy_ids:
-                    self._give(self._by_copy[copy_id], entry.owner)
+                    self._give(self._by_copy[copy_id], copy_id, entry.owner)
+            case CopiesChanged():
+                self._change_copies(entry)
+            case ProducerIds():
+                assert entry.next_producer_id > self.next_producer_id, "producer ids go back"
+                self.next_producer_id = entry.next_producer_id
+            case TransactionalId():
+                self.producers[entry.name] = (entry.producer_id, entry.producer_epoch)
             case Continued():
                 assert entry.next_topic_id >= self.next_topic_id, "topic ids go back"
                 assert entry.next_copy_id >= self.next_copy_id, "copy ids go back"
@@ -124,6 +110,7 @@ class Image:
         for partition in self.partitions():
             partition.leader_epoch += EPOCHS_A_BOOT
             partition.leader_number, partition.leader_incarnation = NOBODY, 0
+            partition.formers = []
 
     def _create(self, entry: TopicCreated) -> None:
         assert entry.topic_id >= self.next_topic_id, f"topic id {entry.topic_id} a second time"
@@ -138,42 +125,100 @@ class Image:
     def _place(self, topic: Topic, placements: list[Placement]) -> None:
         for placement in placements:
             assert placement.partition == len(topic.partitions), "partitions have gaps"
-            assert placement.copy_id not in self._by_copy, f"copy id {placement.copy_id} a second time"
-            partition = Partition(
-                topic.topic_id, placement.partition, placement.copy_id, placement.disk, placement.owner
-            )
+            copies = [_copy(placement), *map(_copy, placement.further)]
+            isr = [copy.copy_id for copy in copies]
+            partition = Partition(topic.topic_id, placement.partition, copies, isr)
             topic.partitions.append(partition)
-            self._by_copy[placement.copy_id] = partition
-            self._by_owner.setdefault(placement.owner, {})[partition.key] = partition
-            self.disk_loads[placement.disk] += 1
-            self.next_copy_id = max(self.next_copy_id, placement.copy_id + 1)
+            self._partition_count += 1
+            for copy in copies:
+                self._take_in(partition, copy)
+
+    def _take_in(self, partition: Partition, copy: Copy) -> None:
+        assert copy.copy_id not in self._by_copy, f"copy id {copy.copy_id} a second time"
+        self._by_copy[copy.copy_id] = partition
+        self._own(partition, copy.owner)
+        self.disk_loads[copy.disk] += 1
+        self.next_copy_id = max(self.next_copy_id, copy.copy_id + 1)
+
+    def _put_out(self, partition: Partition, copy: Copy) -> None:
+        del self._by_copy[copy.copy_id]
+        self._disown(partition, copy.owner)
+        self.disk_loads[copy.disk] -= 1
 
     def _delete(self, topic_id: int) -> None:
         topic = self.topics.pop(topic_id)
         del self.by_name[topic.name]
         del self._collisions[collision_key(topic.name)]
         for partition in topic.partitions:
-            del self._by_copy[partition.copy_id]
-            self._take(partition)
-            self.disk_loads[partition.disk] -= 1
+            for copy in partition.copies:
+                self._put_out(partition, copy)
+            self.in_transit.pop(partition.key, None)
+            self._partition_count -= 1
 
     def _elect(self, entry: Elected) -> None:
-        for topic_id, number, epoch in entry.partitions:
+        copy_ids = entry.copy_ids or [self.topics[one[0]].partitions[one[1]].copy_id for one in entry.partitions]
+        for (topic_id, number, epoch), copy_id in zip(entry.partitions, copy_ids, strict=True):
             found = self.topics[topic_id].partitions[number]
             assert epoch > found.leader_epoch, f"epoch {epoch} after {found.leader_epoch}"
             found.leader_epoch = epoch
             found.leader_number, found.leader_incarnation = entry.number, entry.incarnation
+            found.leader_copy = copy_id
+            found.formers = []
+        for former in entry.formers:
+            self.topics[former.topic_id].partitions[former.partition].formers.append(former.incarnation)
+        self._sync(entry.changes)
 
-    def _take(self, partition: Partition) -> None:
-        owned = self._by_owner[partition.owner]
+    def _sync(self, changes: Iterable[InSync]) -> None:
+        for change in changes:
+            found = self.topics[change.topic_id].partitions[change.partition]
+            assert change.partition_epoch >= found.partition_epoch, "partition epochs go back"
+            assert change.isr, "nobody is in sync"
+            assert not set(change.isr) & set(change.elr), "in sync and eligible at once"
+            assert {*change.isr, *change.elr} <= {copy.copy_id for copy in found.copies}, "a copy of another partition"
+            found.partition_epoch = change.partition_epoch
+            found.isr, found.elr = list(change.isr), list(change.elr)
+
+    def _change_copies(self, entry: CopiesChanged) -> None:
+        partition = self.topics[entry.topic_id].partitions[entry.partition]
+        before = {copy.copy_id: copy for copy in partition.copies}
+        for copy in partition.copies:
+            if all(placed.copy_id != copy.copy_id for placed in entry.copies):
+                self._put_out(partition, copy)
+        partition.copies = []
+        for placed in entry.copies:
+            copy = before.get(placed.copy_id) or _copy(placed)
+            if placed.copy_id not in before:
+                self._take_in(partition, copy)
+            partition.copies.append(copy)
+        kept = [copy.copy_id for copy in partition.copies]
+        partition.isr = [copy_id for copy_id in partition.isr if copy_id in kept]
+        partition.elr = [copy_id for copy_id in partition.elr if copy_id in kept]
+        assert partition.isr, "the last copy in sync was removed"
+        assert entry.partition_epoch >= partition.partition_epoch, "partition epochs go back"
+        partition.partition_epoch = entry.partition_epoch
+        partition.adding, partition.removing = list(entry.adding), list(entry.removing)
+        if partition.adding or partition.removing:
+            self.in_transit[partition.key] = partition
+        else:
+            self.in_transit.pop(partition.key, None)
+
+    def _own(self, partition: Partition, owner: int) -> None:
+        owned = self._by_owner.setdefault(owner, {})
+        assert partition.key not in owned, f"process {owner} has two copies of {partition.key}"
+        owned[partition.key] = partition
+
+    def _disown(self, partition: Partition, owner: int) -> None:
+        owned = self._by_owner[owner]
         del owned[partition.key]
         if not owned:
-            del self._by_owner[partition.owner]
+            del self._by_owner[owner]
 
-    def _give(self, partition: Partition, owner: int) -> None:
-        self._take(partition)
-        partition.owner = owner
-        self._by_owner.setdefault(owner, {})[partition.key] = partition
+    def _give(self, partition: Partition, copy_id: int, owner: int) -> None:
+        copy = partition.copy(copy_id)
+        assert copy is not None
+        self._disown(partition, copy.owner)
+        copy.owner = owner
+        self._own(partition, owner)
 
     def partition(self, topic_id: int, number: int) -> Partition | None:
         """A partition, or None when there is none of that name."""
@@ -186,7 +231,7 @@ class Image:
             yield from topic.partitions
 
     def of_owner(self, number: int) -> list[Partition]:
-        """The partitions whose copy a process has."""
+        """The partitions that a process has a copy of."""
         return list(self._by_owner.get(number, {}).values())
 
     def owner_loads(self) -> Mapping[int, int]:
@@ -195,7 +240,7 @@ class Image:
 
     def partition_count(self) -> int:
         """How many partitions there are."""
-        return len(self._by_copy)
+        return self._partition_count
 
     def copy_ids(self) -> set[int]:
         """The copies that exist; a copy's directory of any lower number is left over from a deleted topic."""
@@ -207,24 +252,14 @@ class Image:
 
     def snapshot(self) -> list[AnyEntry]:
         """Entries that give this image from nothing."""
-        entries: list[AnyEntry] = [ClusterCreated(self.cluster_id)]
-        if self.boot_id:
-            entries.append(Booted(self.boot_id))
-        elections: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-        for topic in self.topics.values():
-            placements = [Placement(p.partition, p.copy_id, p.disk, p.owner) for p in topic.partitions]
-            entries.append(TopicCreated(topic.topic_id, topic.name, topic.config, placements))
-            if topic.is_altered:
-                entries.append(TopicConfigured(topic.topic_id, topic.config))
-            for p in topic.partitions:
-                if p.leader_epoch >= 0:
-                    by = elections.setdefault((p.leader_number, p.leader_incarnation), [])
-                    by.append((p.topic_id, p.partition, p.leader_epoch))
-        entries.extend(Elected(number, incarnation, found) for (number, incarnation), found in elections.items())
+        entries = snapshot_of(self.cluster_id, self.boot_id, self.topics.values())
+        if self.next_producer_id:
+            entries.append(ProducerIds(self.next_producer_id))
+        entries.extend(TransactionalId(name, *found) for name, found in self.producers.items())
         entries.append(Continued(self.version, self.next_topic_id, self.next_copy_id))
         return entries
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """Everything that two equal images have in common, for comparing them."""
         return {
             "cluster_id": self.cluster_id,
@@ -232,9 +267,19 @@ class Image:
             "version": self.version,
             "next_topic_id": self.next_topic_id,
             "next_copy_id": self.next_copy_id,
+            "next_producer_id": self.next_producer_id,
+            "producers": self.producers,
             "topics": self.topics,
             "names": sorted(self.by_name),
             "collisions": self._collisions,
             "owners": self._by_owner,
             "disks": self.disk_loads,
+            "in_transit": sorted(self.in_transit),
         }
+
+
+def _copy(placed: Placement | CopyPlaced) -> Copy:
+    return Copy(placed.copy_id, placed.disk, placed.owner, placed.owner if placed.home < 0 else placed.home)
+
+
+__all__ = ["NOBODY", "Copy", "Image", "Key", "Partition", "Topic"]

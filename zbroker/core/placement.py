@@ -1,7 +1,8 @@
 """Which process gets a new copy, and which disk.
 
-Even by topic first, then over all topics, then by number: a topic that is created while all processes are up has at
-most one partition more on one process than on another. A copy stays where it was placed.
+Preferred copies are even by topic first, then over all topics, then by number: a topic that is created while all
+processes are up has at most one partition more on one process than on another. Further copies go to replicas first,
+then to other workers, each to the one with the fewest copies. A copy stays where it was placed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,24 @@ def choose_owners(
         owners.append(owner)
         if load[owner] >= copies_max:
             open_ones.remove(owner)
+    return owners
+
+
+def choose_followers(
+    count: int, preferred: int, replicas: Sequence[int], workers: Sequence[int], loads: Counter[int], copies_max: int
+) -> list[int]:
+    """Owners for `count` further copies of one partition, all different and none `preferred`; noted in `loads`.
+
+    Raises PolicyViolationError when too few processes have room.
+    """
+    owners: list[int] = []
+    for group in (replicas, workers):
+        free = [number for number in group if number != preferred and loads[number] < copies_max]
+        owners += sorted(free, key=lambda number: (loads[number], number))[: count - len(owners)]
+    if len(owners) < count:
+        text = f"{count} further copies of a partition, and {len(owners)} other processes have room"
+        raise PolicyViolationError(text, hint="[limits] partitions_per_process_max; zbroker cluster describe")
+    loads.update(owners)
     return owners
 
 

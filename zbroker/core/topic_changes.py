@@ -18,10 +18,11 @@ from zbroker.core import cluster_events as ev
 from zbroker.core import effects as do
 from zbroker.core.cluster_state import ClusterState, Standing
 from zbroker.core.effects import Effect
-from zbroker.core.elections import Elections
 from zbroker.core.entries import AnyEntry, TopicDeleted
 from zbroker.core.image import Key, Partition
 from zbroker.core.journal import Journal, Otherwise
+from zbroker.core.leavings import Leavings
+from zbroker.core.processes import Processes
 from zbroker.core.topic_drafts import Draft, configured, known_topic
 from zbroker.errors import (
     BrokerError,
@@ -53,10 +54,11 @@ class _Waiting(Struct, frozen=True):
 class TopicChanges:
     """See the module."""
 
-    def __init__(self, state: ClusterState, journal: Journal, elections: Elections) -> None:
+    def __init__(self, state: ClusterState, journal: Journal, processes: Processes, leavings: Leavings) -> None:
         self._state = state
         self._journal = journal
-        self._elections = elections
+        self._processes = processes
+        self._leavings = leavings
         self._waiting: list[_Waiting] = []
 
     def metadata(self, event: ev.Asked, body: MetadataRequest, now_ns: int) -> list[Effect]:
@@ -148,7 +150,9 @@ class TopicChanges:
         effects: list[Effect] = [do.PublishLeader(*partition.key, 0, None, None) for partition in made]
         if not self._state.fixed_workers:
             effects.append(do.PublishWanted(self._state.wanted()))
-        return effects + self._elections.elect(made, now_ns)
+        for partition in made:
+            self._state.want_election(partition.key)
+        return effects
 
     def delete_topics(self, event: ev.Asked, body: DeleteTopics) -> list[Effect]:
         """Delete topics and their records."""
@@ -169,7 +173,7 @@ class TopicChanges:
             return [answer]
 
         def then(_: int) -> list[Effect]:
-            effects = self._elections.close(deleted)
+            effects = self._leavings.close(deleted)
             if not self._state.fixed_workers:
                 effects.append(do.PublishWanted(self._state.wanted()))
             return [*effects, answer]
@@ -182,7 +186,7 @@ class TopicChanges:
         entry = configured(self._state, topic, body.set, body.unset)
 
         def then(_: int) -> list[Effect]:
-            return [*self._elections.reconfigure(topic.topic_id), do.Reply(event.request, Done())]
+            return [*self._processes.reconfigure(topic.topic_id), do.Reply(event.request, Done())]
 
         return self._journal.append([entry], durable=True, then=then, otherwise=refuse(event))
 

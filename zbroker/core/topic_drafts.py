@@ -10,13 +10,14 @@ from collections import Counter
 from typing import Final
 
 from zbroker.clock import NS_PER_MS
+from zbroker.config.schema import TopicConfig
 from zbroker.config.topic import DOTTED, effective, parse_overrides
-from zbroker.core.adoption import is_worker
-from zbroker.core.cluster_state import ClusterState, ProcessState
-from zbroker.core.entries import MEMORY_DISK, PartitionsAdded, Placement, TopicConfigured, TopicCreated
+from zbroker.core.cluster_state import ClusterState, ProcessState, is_worker
+from zbroker.core.entries import MEMORY_DISK, CopyPlaced, PartitionsAdded, Placement, TopicConfigured, TopicCreated
 from zbroker.core.image import Topic
-from zbroker.core.placement import choose_disks, choose_owners, lowest_free
+from zbroker.core.placement import choose_disks, choose_followers, choose_owners, lowest_free
 from zbroker.errors import (
+    InvalidConfigurationError,
     InvalidPartitionsError,
     InvalidReplicationFactorError,
     InvalidTopicError,
@@ -55,9 +56,11 @@ class Draft:
         if not 1 <= count <= limits.partitions_per_topic_max:
             most = limits.partitions_per_topic_max
             raise InvalidPartitionsError(f"{count} partitions; from 1 to {most} are allowed")
-        check_factor(self._state, spec.replication_factor)
+        factor = checked_factor(self._state, spec.replication_factor)
         overrides = parse_overrides(spec.config, config.topics, limits.message_max_bytes)
-        created = TopicCreated(self._next_topic_id, spec.name, overrides, self._place(None, overrides, count))
+        check_min_in_sync(effective(config.topics, overrides), factor)
+        placements = self._place(None, overrides, count, factor)
+        created = TopicCreated(self._next_topic_id, spec.name, overrides, placements)
         self._names[collision_key(spec.name)] = spec.name
         self._next_topic_id += 1
         return created
@@ -75,25 +78,43 @@ class Draft:
             raise InvalidPartitionsError(
                 f"topic {topic.name!r} has {have} partitions; it can get up to {most}, never fewer"
             )
-        return PartitionsAdded(topic.topic_id, self._place(topic, topic.config, total - have))
+        # A move may be under way: the copies that go and those that come are one.
+        factor = len(topic.partitions[0].copies) - len(topic.partitions[0].adding)
+        return PartitionsAdded(topic.topic_id, self._place(topic, topic.config, total - have, factor))
 
-    def _place(self, topic: Topic | None, overrides: dict[str, str], count: int) -> list[Placement]:
+    def _place(self, topic: Topic | None, overrides: dict[str, str], count: int, factor: int) -> list[Placement]:
         partitions_max = self._state.site.partitions_max
         if self._partition_count + count > partitions_max:
             text = f"{self._partition_count} partitions exist, and this broker can have {partitions_max}"
             raise PolicyViolationError(text, hint="fewer partitions; zbroker topics delete NAME")
         owners = self._owners(topic, count)
         in_memory = effective(self._state.config.topics, overrides).storage == "memory"
-        disks = choose_disks(count, [MEMORY_DISK] if in_memory else self._state.site.disks, self._disk_loads)
+        loads = Counter(self._owner_loads)
+        loads.update(owners)
+        copies = [[owner, *self._followers(owner, factor - 1, loads)] for owner in owners]
+        disks = choose_disks(count * factor, [MEMORY_DISK] if in_memory else self._state.site.disks, self._disk_loads)
         first = 0 if topic is None else len(topic.partitions)
-        placements = [
-            Placement(first + index, self._next_copy_id + index, disks[index], owners[index]) for index in range(count)
-        ]
-        self._next_copy_id += count
+        placements = []
+        for index, numbers in enumerate(copies):
+            copy_id = self._next_copy_id + index * factor
+            placed = [CopyPlaced(copy_id + at, disks[index * factor + at], number) for at, number in enumerate(numbers)]
+            one = placed[0]
+            placements.append(Placement(first + index, one.copy_id, one.disk, one.owner, tuple(placed[1:])))
+        self._next_copy_id += count * factor
         self._partition_count += count
-        self._owner_loads.update(owners)
+        self._owner_loads = loads
         self._disk_loads.update(disks)
         return placements
+
+    def _followers(self, preferred: int, count: int, loads: Counter[int]) -> list[int]:
+        if not count:
+            return []
+        state = self._state
+        workers = self._candidates() if state.fixed_workers else []
+        if len({*workers, *state.replicas()} - {preferred}) < count:
+            workers = state.wanted() if state.fixed_workers else []
+        copies_max = state.config.limits.partitions_per_process_max
+        return choose_followers(count, preferred, state.replicas(), workers, loads, copies_max)
 
     def _owners(self, topic: Topic | None, count: int) -> list[int]:
         state = self._state
@@ -123,19 +144,28 @@ class Draft:
         return sorted(here) or wanted
 
 
-def check_factor(state: ClusterState, asked: int) -> None:
-    """Raise InvalidReplicationFactorError unless a topic may have so many copies; -1: the broker's default."""
+def checked_factor(state: ClusterState, asked: int) -> int:
+    """How many copies a topic gets; -1: the broker's default. Raises InvalidReplicationFactorError."""
     factor = state.config.broker.replication_factor if asked == -1 else asked
     if factor < 1:
         raise InvalidReplicationFactorError(f"replication factor {factor}; at least 1")
-    if factor == 1:
-        return
-    has_replicas = any(process.is_live and not is_worker(process.number) for process in state.processes.values())
-    why = "" if has_replicas else "; replicas are not running: no replica process is registered"
-    raise InvalidReplicationFactorError(
-        f"replication factor {factor}: this version keeps one copy of each partition{why}",
-        hint="replication_factor = 1",
-    )
+    most = state.copies_max()
+    if factor > most:
+        workers = str(state.fixed_workers) if state.fixed_workers else "one for each partition"
+        raise InvalidReplicationFactorError(
+            f"replication factor {factor}, and {most} processes can have a copy each: "
+            f"workers: {workers}, replicas: {state.config.replicas.count}"
+        )
+    return factor
+
+
+def check_min_in_sync(config: TopicConfig, factor: int) -> None:
+    """Raise InvalidConfigurationError for a topic whose acks=all could never be answered."""
+    if config.min_insync_replicas > factor:
+        raise InvalidConfigurationError(
+            f"min.insync.replicas {config.min_insync_replicas} is above the replication factor {factor}",
+            hint="zbroker topics describe TOPIC shows the copies; zbroker cluster describe the processes",
+        )
 
 
 def known_topic(state: ClusterState, name: str) -> Topic:
@@ -172,4 +202,6 @@ def configured(state: ClusterState, topic: Topic, changes: dict[str, str], unset
     old, new = (effective(config.topics, found).storage for found in (topic.config, overrides))
     if old != new:
         raise PolicyViolationError("storage cannot be changed after a topic was created", hint="create another topic")
+    factor = min(len(partition.copies) - len(partition.adding) for partition in topic.partitions)
+    check_min_in_sync(effective(config.topics, overrides), factor)
     return TopicConfigured(topic.topic_id, overrides)

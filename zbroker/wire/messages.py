@@ -71,7 +71,10 @@ class ProcessInfo(Message, frozen=True):
 
 
 class PartitionInfo(Message, frozen=True):
-    """A partition: its leader (-1: none), the leader's epoch and incarnation, its copies, where its files are."""
+    """A partition: its leader (-1: none), the leader's epoch and incarnation, its copies, where its files are.
+
+    `owners` names the process of each copy of `replicas`, in their order.
+    """
 
     partition: int
     leader: int
@@ -82,6 +85,7 @@ class PartitionInfo(Message, frozen=True):
     elr: list[int]
     directory: str
     coordinator_cell: int
+    owners: list[int] = []
 
 
 class TopicInfo(Message, frozen=True):
