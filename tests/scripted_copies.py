@@ -46,7 +46,7 @@ from zbroker.wire.inner_messages import (
     Register,
     Registered,
 )
-from zbroker.wire.layout import PEER, REPLY, Api, Header, pack_reply, pack_request, unpack_header
+from zbroker.wire.layout import FLAG_FIRST, PEER, REPLY, Api, Header, pack_reply, pack_request, unpack_header
 from zbroker.wire.messages import DeleteRecords, Done, ProcessHello, ProcessWelcome
 
 TOPIC_ID = 1
@@ -306,7 +306,7 @@ class Copies:
 
     def ask_produce(self, values: Sequence[bytes], *, acks: int = -1, number: int | None = None) -> int:
         to = self.leader if number is None else number
-        return self.ask(to, Api.PRODUCE, batch_of(values), topic_id=TOPIC_ID, partition=0, acks=acks)
+        return self.ask(to, Api.PRODUCE, batch_of(values), topic_id=TOPIC_ID, partition=0, acks=acks, flags=FLAG_FIRST)
 
     def produce(self, values: Sequence[bytes], *, acks: int = -1, number: int | None = None) -> Answer:
         return self.answer(self.ask_produce(values, acks=acks, number=number))

@@ -36,7 +36,18 @@ from zbroker.shm.lane import ring_bytes_for
 from zbroker.transport.sockets import Context, RouterSocket
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.inner_messages import Grant, Granted, PartitionGrant, Register, Registered
-from zbroker.wire.layout import PEER, PRODUCED, REPLY, WAITED, Api, Header, pack_reply, pack_request, unpack_header
+from zbroker.wire.layout import (
+    FLAG_FIRST,
+    PEER,
+    PRODUCED,
+    REPLY,
+    WAITED,
+    Api,
+    Header,
+    pack_reply,
+    pack_request,
+    unpack_header,
+)
 from zbroker.wire.messages import (
     FetchPartition,
     FetchRequest,
@@ -286,6 +297,7 @@ class ScriptedWorker:
 
     def produce(self, values: Sequence[bytes], *, topic_id: int = 1, partition: int = 0, **header: Any) -> Answer:
         header.setdefault("acks", 1)
+        header.setdefault("flags", FLAG_FIRST)
         return self.call(Api.PRODUCE, batch_of(values), topic_id=topic_id, partition=partition, **header)
 
     def lane(self, *, message_bytes: int = 1 << 20) -> LaneClient:
@@ -350,6 +362,7 @@ class LaneClient:
 
     def produce(self, values: Sequence[bytes], *, topic_id: int = 1, partition: int = 0, **header: Any) -> Answer:
         header.setdefault("acks", 1)
+        header.setdefault("flags", FLAG_FIRST)
         return self.call(Api.PRODUCE, batch_of(values), topic_id=topic_id, partition=partition, **header)
 
     def wait_for(self, offset: int, *, topic_id: int = 1, partition: int = 0, timeout_ms: int = 10_000) -> int:

@@ -38,12 +38,13 @@ from zbroker.storage.copied_log import CopiedLog
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.copy_messages import ProduceOptions
 from zbroker.wire.inner_messages import PartitionGrant
-from zbroker.wire.layout import PRODUCED
+from zbroker.wire.layout import PRODUCED, Api
 from zbroker.wire.messages import LowWatermark
 from zbroker.workers.host import Host
 from zbroker.workers.open_copy import OpenCopy, is_damage
 from zbroker.workers.other_copies import OtherCopies, copies_of
 from zbroker.workers.producer_state import ProducerState
+from zbroker.workers.refusals import Refusals
 from zbroker.workers.request import ANY_OFFSET, Request
 
 _NOT_FROM_CLIENTS: Final = CONTROL | TRANSACTIONAL
@@ -57,6 +58,7 @@ class Leader(OpenCopy):
         "_core",
         "_does",
         "_is_append_time",
+        "_refusals",
         "_size_bytes_max",
         "bytes_appended",
         "others",
@@ -91,6 +93,7 @@ class Leader(OpenCopy):
             now_ns=host.clock.now_ns(),
         )
         self._active_base = -1
+        self._refusals = Refusals()
         self.bytes_appended = 0
         self.others = OtherCopies(self, host, grant.copies)
         self._does: dict[type[Effect], Callable[[Any], None]] = {
@@ -143,11 +146,6 @@ class Leader(OpenCopy):
         """Whether an fdatasync is under way."""
         return self._core.is_flushing
 
-    @property
-    def config(self) -> TopicConfig:
-        """The topic's settings in force."""
-        return self._core.config
-
     def note_reader(self, offset: int) -> None:
         """A reader asks for what is at `offset`: the board says how far the readers are."""
         if offset <= self.high_watermark:
@@ -170,20 +168,23 @@ class Leader(OpenCopy):
             found = check_batch(batch, size_bytes_max=self._size_bytes_max, records_max=self._host.records_max)
             if found.attributes & _NOT_FROM_CLIENTS:
                 raise InvalidRecordError("control and transactional batches are not accepted")
+            if self._refusals and found.producer_id < 0:
+                self._refusals.check(request)
         except BrokerError as error:
             self._host.board.count(Counter.ERRORS)
             request.refuse(error)
             return
         request.batch = (batch, found)
         request.body = ()
-        known_by = found if found.producer_id >= 0 else None
+        request.is_numbered = found.producer_id >= 0
+        known_by = found if request.is_numbered else None
         event = ev.Produce(request, header.acks, header.leader_epoch, known_by)
         self._perform(self._core.handle(event, self._host.clock.now_ns()))
 
     @staticmethod
     def _take_options(request: Request) -> None:
         if len(request.body) != 2:
-            raise InvalidRequestError(f"a produce request has one or two body frames, not {len(request.body)}")
+            raise InvalidRequestError(f"one or two body frames, not {len(request.body)}")
         request.expected_offset = decode(ProduceOptions, request.body[1]).expected_offset
 
     def renew(self, grant: PartitionGrant) -> None:
@@ -215,7 +216,7 @@ class Leader(OpenCopy):
         if log.active_base != self._active_base:
             self.handle(ev.Rolled())
         if log_start != self._core.log_start:
-            self._note_deleted(count, self.config.file_delete_delay_ms)
+            self._note_deleted(count, self._core.config.file_delete_delay_ms)
             self.handle(ev.Trimmed(log_start))
 
     def lose_room(self) -> None:
@@ -332,6 +333,8 @@ class Leader(OpenCopy):
     def _refuse(self, effect: ev.Refuse) -> None:
         self._host.board.count(Counter.ERRORS)
         request: Request = effect.request
+        if request.header.api == Api.PRODUCE and not request.is_numbered:
+            self._refusals.note(request, effect.error)
         request.refuse(effect.error)
 
     def _flush(self, effect: ev.Flush) -> None:
@@ -350,7 +353,7 @@ class Leader(OpenCopy):
             self._refuse(ev.Refuse(effect.request, error))
             self.fail(error)
             return
-        self._note_deleted(count, self.config.file_delete_delay_ms)
+        self._note_deleted(count, self._core.config.file_delete_delay_ms)
         self.handle(ev.Trimmed(log_start, effect.request))
 
     def _answer_log_start(self, effect: ev.AnswerLogStart) -> None:
@@ -382,8 +385,8 @@ class Leader(OpenCopy):
             self._say(logging.WARNING, "cannot be read for a follower", error)
 
     def found_damage(self, error: BrokerError) -> None:
-        """Bytes of the log are not what was written: nobody may be served from it before it was fetched again. The only
-        copy there is goes on: readers see by its CRC which batch is damaged, and the others are sound."""
+        """Bytes of the log are not what was written: nobody is served from it before it was fetched again. Only a copy
+        that is alone goes on: readers see by the CRC which batch is damaged, and the others are sound."""
         if self.others.feed is None:
             self._say(logging.ERROR, "the only copy is damaged", error)
             self._report_suspect(error, lambda: None)

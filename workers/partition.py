@@ -70,6 +70,12 @@ class SocketRoute:
         self._link = link
         self._return_address = return_address
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SocketRoute) and other._return_address == self._return_address
+
+    def __hash__(self) -> int:
+        return hash(self._return_address)
+
     def send(self, frames: Sequence[Frame]) -> None:
         """Send through the router."""
         self._link.send((self._return_address, *frames))

@@ -30,7 +30,17 @@ class Request:
     between check and append; it is dropped then, so that a request that waits for the disk holds no batch.
     """
 
-    __slots__ = ("append_time_ms", "batch", "body", "expected_offset", "header", "is_answered", "route", "uid")
+    __slots__ = (
+        "append_time_ms",
+        "batch",
+        "body",
+        "expected_offset",
+        "header",
+        "is_answered",
+        "is_numbered",
+        "route",
+        "uid",
+    )
 
     def __init__(self, header: Header, body: Sequence[Frame], route: Route, uid: int) -> None:
         self.header = header
@@ -38,6 +48,7 @@ class Request:
         self.route = route
         self.uid = uid
         self.is_answered = False
+        self.is_numbered = False
         self.batch: tuple[Batch, BatchHeader] | None = None
         self.append_time_ms = NO_APPEND_TIME
         self.expected_offset = ANY_OFFSET
