@@ -15,7 +15,7 @@ from zbroker import ids
 from zbroker.check.history import Call, Kind
 from zbroker.load.chaos_client import ACKNOWLEDGED, ASSIGNED, FINISHED, POLLED, REFUSED, SENT, EventLog, value_of
 from zbroker.load.chaos_client import name_of as name_of_value
-from zbroker.load.chaos_history import Clients, count, longest_gap_ns
+from zbroker.load.chaos_history import Clients, count
 from zbroker.load.faults import Faults, role_of, send_signal
 from zbroker.load.soak import PROFILES, Soak, SoakError, State
 
@@ -36,7 +36,6 @@ def test_a_client_file_becomes_operations_and_a_cut_line_is_left_out(tmp_path: P
     assert [(sent.value, sent.offset) for sent in first.sends] == [("7-0", 10), ("7-1", 11), ("7-2", 12)]
     assert (first.call, first.kind, first.complete_ns) == (Call.SEND, Kind.OK, 200)
     assert (second.kind, third.kind) == (Kind.INFO, Kind.INFO)
-    assert clients.acknowledged_at == {"t:0": [200]}
     assert clients.refusals == {"RequestTimedOutError": 1}
     assert clients.finished == set()
 
@@ -61,12 +60,6 @@ def test_a_readers_file_becomes_polls_and_the_drain_alone_is_counted(tmp_path: P
 def test_a_value_names_its_sender_and_keeps_its_size() -> None:
     assert name_of_value(value_of(3, 17, 64)) == "3-17"
     assert len(value_of(3, 17, 64)) == 64
-
-
-def test_the_longest_gap_counts_the_edges() -> None:
-    assert longest_gap_ns([5, 6, 20, 22], 0, 30) == 14
-    assert longest_gap_ns([], 0, 30) == 30
-    assert longest_gap_ns([40], 0, 30) == 30
 
 
 @pytest.fixture

@@ -146,8 +146,8 @@ def text_of(report: ChaosReport) -> str:
         f"records      {report.sent:>10,} sent   {report.acknowledged:>10,} acknowledged   {report.read:>10,} read",
         f"broken       {report.lost:>10,} lost   {report.duplicated:>10,} twice          "
         f"{report.reordered:>10,} out of order",
-        f"longest time without an acknowledgement after a fault: p50 {report.gap_p50_ms:.0f} ms, "
-        f"p99 {report.gap_p99_ms:.0f} ms, longest {report.longest_gap_ms:.0f} ms",
+        f"longest wait for an acknowledgement after a fault: p50 {report.wait_p50_ms:.0f} ms, "
+        f"p99 {report.wait_p99_ms:.0f} ms, longest {report.longest_wait_ms:.0f} ms",
     ]
     if report.refusals:
         told = ", ".join(f"{count} x {name}" for name, count in sorted(report.refusals.items()))

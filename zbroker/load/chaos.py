@@ -27,10 +27,10 @@ import msgspec
 from zbroker import ids
 from zbroker.check.checker import check
 from zbroker.check.findings import Contract
-from zbroker.check.history import Op, save
+from zbroker.check.history import Call, Kind, Op, save
 from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.load.chaos_client import Task
-from zbroker.load.chaos_history import Clients, count, longest_gap_ns
+from zbroker.load.chaos_history import Clients, count
 from zbroker.load.faults import Fault, Faults, KindOfFault, broker_processes, role_of
 
 DRAIN_PROCESS: Final = 0
@@ -39,7 +39,7 @@ RESTART_MAX_S: Final = 2.0
 QUIET_SHARE: Final = 0.25
 HEAL_TIMEOUT_S: Final = 60.0
 CLIENT_TIMEOUT_S: Final = 120.0
-GAP_WINDOW_S: Final = 10.0
+WAIT_WINDOW_S: Final = 5.0
 NS: Final = 1_000_000_000
 
 
@@ -79,7 +79,8 @@ class Target(Protocol):
 
 
 class ChaosReport(msgspec.Struct):
-    """What a run came to. Times in ms; `gaps_ms`: after each fault that hit a leader, without an acknowledgement."""
+    """What a run came to. `wait`: for each fault of a broker process, the longest that a producer waited for an
+    acknowledgement in the seconds after it."""
 
     seed: int
     seconds: float
@@ -92,9 +93,9 @@ class ChaosReport(msgspec.Struct):
     reordered: int
     violations: dict[str, int]
     examples: list[str]
-    longest_gap_ms: float
-    gap_p50_ms: float
-    gap_p99_ms: float
+    longest_wait_ms: float
+    wait_p50_ms: float
+    wait_p99_ms: float
     refusals: dict[str, int]
     unfinished_clients: int
     history: str = ""
@@ -124,6 +125,7 @@ class Crew:
         self._numbers = numbers(1)
         self._running: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
         self._due: dict[str, float] = {}  # name -> when to start it again
+        self._started: list[tuple[str, int, int]] = []  # name, its number, when
         self.paths: dict[int, Path] = {}
 
     def start(self) -> None:
@@ -135,6 +137,7 @@ class Crew:
 
     def _start(self, name: str) -> None:
         process = next(self._numbers)
+        self._started.append((name, process, time.monotonic_ns()))
         self._running[name] = (process, self._spawn(role_of(name), process, f"{name}-{process}"))
 
     def _spawn(self, role: str, process: int, name: str) -> subprocess.Popen[bytes]:
@@ -168,6 +171,15 @@ class Crew:
                 if process.poll() is None:
                     found[name] = ids.incarnation_of(process.pid)
         return found
+
+    def paused_by(self, faults: list[Fault]) -> set[int]:
+        """The numbers of the clients that were paused."""
+        paused = [(fault.name, fault.at_ns) for fault in faults if fault.kind == "pause"]
+        return {
+            max(number for name, number, since_ns in self._started if name == hit and since_ns <= at_ns)
+            for hit, at_ns in paused
+            if role_of(hit) in ("producer", "consumer")
+        }
 
     def replace_dead(self, rng: random.Random) -> None:
         """Start clients again that were killed, some time after; each comes back as somebody new."""
@@ -246,7 +258,8 @@ def run_chaos(plan: Plan, target: Target, directory: Path, watch: Watch = lambda
     clients = Clients()
     for process, path in crew.paths.items():
         clients.add(process, path)
-    return _judge(plan, clients, faults.done, (began_ns, ended_ns), unfinished, directory)
+    paused = crew.paused_by(faults.done)
+    return _judge(plan, clients, faults.done, (began_ns, ended_ns), paused, unfinished, directory)
 
 
 def _create_topics(plan: Plan, target: Target) -> list[tuple[str, int]]:
@@ -294,7 +307,13 @@ def _wait_until_whole(plan: Plan, target: Target) -> None:
 
 
 def _judge(
-    plan: Plan, clients: Clients, faults: list[Fault], span_ns: tuple[int, int], unfinished: int, directory: Path
+    plan: Plan,
+    clients: Clients,
+    faults: list[Fault],
+    span_ns: tuple[int, int],
+    paused: set[int],
+    unfinished: int,
+    directory: Path,
 ) -> ChaosReport:
     history = clients.history()
     counted = count(history, DRAIN_PROCESS).summary()
@@ -305,7 +324,7 @@ def _judge(
         report = check(history, contract)
         violations = {anomaly.value: found for anomaly, found in report.violations.items()}
         examples += [f"{anomaly.value}: {one}" for anomaly in report.violations for one in report.examples[anomaly]]
-    gaps = sorted(_gaps_ms(clients, faults, span_ns))
+    waits = sorted(_waits_ms(clients, faults, paused))
     tally: dict[str, int] = {}
     for fault in faults:
         name = f"{fault.kind} {role_of(fault.name)}"
@@ -322,9 +341,9 @@ def _judge(
         reordered=counted.reordered,
         violations=violations,
         examples=examples,
-        longest_gap_ms=max(gaps, default=0.0),
-        gap_p50_ms=statistics.median(gaps) if gaps else 0.0,
-        gap_p99_ms=gaps[min(len(gaps) - 1, len(gaps) * 99 // 100)] if gaps else 0.0,
+        longest_wait_ms=max(waits, default=0.0),
+        wait_p50_ms=statistics.median(waits) if waits else 0.0,
+        wait_p99_ms=waits[min(len(waits) - 1, len(waits) * 99 // 100)] if waits else 0.0,
         refusals=clients.refusals,
         unfinished_clients=unfinished,
     )
@@ -333,15 +352,20 @@ def _judge(
     return result
 
 
-def _gaps_ms(clients: Clients, faults: list[Fault], span_ns: tuple[int, int]) -> Iterator[float]:
-    """For each fault of a broker process: the longest time for which some partition acknowledged nothing in the
-    seconds after it. At this load a partition that nothing disturbs acknowledges every 80 ms or so."""
+def _waits_ms(clients: Clients, faults: list[Fault], paused: set[int]) -> Iterator[float]:
+    """For each fault of a broker process: the longest that a producer waited for an acknowledgement in the seconds
+    after it. Producers that were paused themselves do not count."""
+    spans = [
+        (op.invoke_ns, op.complete_ns)
+        for op in clients.ops
+        if op.call is Call.SEND and op.kind is Kind.OK and op.process not in paused
+    ]
     for fault in faults:
         if role_of(fault.name) in ("producer", "consumer"):
             continue
-        until_ns = min(fault.at_ns + int(GAP_WINDOW_S * NS), span_ns[1])
-        found = clients.acknowledged_at.values()
-        yield max((longest_gap_ns(times, fault.at_ns, until_ns) for times in found), default=0) / 1e6
+        until_ns = fault.at_ns + int(WAIT_WINDOW_S * NS)
+        found = (end - begin for begin, end in spans if end > fault.at_ns and begin < until_ns)
+        yield max(found, default=0) / 1e6
 
 
 def _keep(history: list[Op], directory: Path) -> str:

@@ -1,9 +1,8 @@
-"""From the files that the clients of a chaos run wrote to one history, and to what it says about gaps."""
+"""From the files that the clients of a chaos run wrote to one history."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ class Clients:
 
     def __init__(self) -> None:
         self.ops: list[Op] = []
-        self.acknowledged_at: dict[str, list[int]] = {}  # key -> times of acknowledgements
         self.finished: set[int] = set()
         self.refusals: dict[str, int] = {}
 
@@ -64,8 +62,8 @@ class Clients:
         kind, complete_ns = Kind.INFO, NEVER_NS
         if outcome is not None and outcome[0] == ACKNOWLEDGED:
             kind, complete_ns = Kind.OK, outcome[2]
-            offsets = [base + index for base, length in outcome[3] for index in range(length)]
-            self.acknowledged_at.setdefault(key, []).append(complete_ns)
+            # A repeat whose place the leader has forgotten is acknowledged with offset -1.
+            offsets = [base + index if base >= 0 else None for base, length in outcome[3] for index in range(length)]
         elif outcome is not None:
             # What became of it is not known: an attempt before the last may have been appended.
             self.refusals[outcome[3]] = self.refusals.get(outcome[3], 0) + 1
@@ -91,10 +89,3 @@ def count(history: Iterable[Op], drain: int) -> CounterChecker:
                     producer, _, counter = read.value.partition("-")
                     checker.read(producer, key, int(counter))
     return checker
-
-
-def longest_gap_ns(times: Iterable[int], begin_ns: int, end_ns: int) -> int:
-    """The longest time between `begin_ns` and `end_ns` without one of `times`."""
-    inside = sorted(at for at in times if begin_ns < at < end_ns)
-    edges = [begin_ns, *inside, end_ns]
-    return max(later - earlier for earlier, later in pairwise(edges))

@@ -93,7 +93,7 @@ class State(msgspec.Struct):
     lost: int = 0
     duplicated: int = 0
     reordered: int = 0
-    longest_gap_ms: float = 0.0
+    longest_wait_ms: float = 0.0
     failures: list[str] = []
 
 
@@ -190,7 +190,7 @@ class Soak:
         state.lost += report.lost
         state.duplicated += report.duplicated
         state.reordered += report.reordered
-        state.longest_gap_ms = max(state.longest_gap_ms, report.longest_gap_ms)
+        state.longest_wait_ms = max(state.longest_wait_ms, report.longest_wait_ms)
         if not report.is_sound:
             return f"{report.examples[:3]} ({directory})"
         for path in directory.iterdir():
@@ -223,7 +223,7 @@ class Soak:
                 f"faults: {faults or 'none'}",
                 f"{state.acknowledged:,} acknowledged of {state.sent:,}, {state.read:,} read",
                 f"{state.lost} lost, {state.duplicated} twice, {state.reordered} out of order",
-                f"longest time without an acknowledgement: {state.longest_gap_ms:.0f} ms",
+                f"longest wait for an acknowledgement: {state.longest_wait_ms:.0f} ms",
             ]
         lines += [f"FAILED {failure}" for failure in state.failures]
         return "\n".join(lines)
