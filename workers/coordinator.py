@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from zbroker import ids
 from zbroker.config.load import worker_count
@@ -24,7 +24,7 @@ from zbroker.core.cluster import Cluster
 from zbroker.core.cluster_state import Site
 from zbroker.core.entries import MEMORY_DISK, Adopted
 from zbroker.core.image import Image
-from zbroker.errors import BrokerError, InvalidRequestError, RequestTimedOutError
+from zbroker.errors import BrokerError, RequestTimedOutError
 from zbroker.shm.board import board_path
 from zbroker.shm.board_reader import find_boards
 from zbroker.shm.coordinator_board import CoordinatorBoardWriter
@@ -34,57 +34,33 @@ from zbroker.shm.reaper import remove_board
 from zbroker.storage.files import Files
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.inner_messages import (
-    AlterIsr,
     Announce,
-    CopySuspect,
     Grant,
     Granted,
     GrantResult,
     Reconfigure,
-    Register,
     Revoke,
 )
-from zbroker.wire.layout import Api, Header, pack_reply, unpack_header
-from zbroker.wire.messages import (
-    AlterConfigs,
-    CreatePartitions,
-    CreateTopics,
-    DeleteTopics,
-    DescribeConfigs,
-    Message,
-    MetadataRequest,
-)
+from zbroker.wire.layout import Api, pack_reply, unpack_header
 from zbroker.workers import copy_folders
+from zbroker.workers.beats import Beats
+from zbroker.workers.coordinator_requests import Request, event_of
 from zbroker.workers.link import RouterLink
 from zbroker.workers.liveness import Liveness
 from zbroker.workers.metadata_log import MetadataLog, MetadataLogFailed
 from zbroker.workers.runtime import Reload, Role, exit_code_of
 
 TICK_MS: Final = 100
+LOOK_MS: Final = 50
 ANNOUNCE_TIMEOUT_MS: Final = 200
 GRANT_TIMEOUT_MS: Final = 5_000
 CONTROL_TIMEOUT_MS: Final = 2_000
 RETRY_MS: Final = 50
 SYNC_DELAY_MS: Final = 5
-REQUEST_TIMEOUT_DEFAULT_MS: Final = 30_000
 SNAPSHOT_ENTRIES_MIN: Final = 10_000
 OLD_COORDINATOR_BOARD_MS: Final = 2_000
 CLUSTER_ID_BYTES: Final = 16
 CELLS_MIN: Final = 16_384
-
-_BODIES: Final[dict[int, type[Message]]] = {
-    Api.METADATA: MetadataRequest,
-    Api.CREATE_TOPICS: CreateTopics,
-    Api.DELETE_TOPICS: DeleteTopics,
-    Api.CREATE_PARTITIONS: CreatePartitions,
-    Api.ALTER_CONFIGS: AlterConfigs,
-    Api.DESCRIBE_CONFIGS: DescribeConfigs,
-}
-
-
-class _Request(NamedTuple):
-    return_address: bytes
-    header: Header
 
 
 class Coordinator:
@@ -122,6 +98,9 @@ class Coordinator:
         self._is_busy = False
         self._liveness = Liveness(role.loop, self._process_died)
         role.at_close(self._liveness.close)
+        timeout_ms = config.coordinator.hang_timeout_ms
+        self._beats = Beats(paths.boards_dir, self._liveness, timeout_ms, self._process_stuck)
+        role.at_close(self._beats.close)
         self._snapshot_at = SNAPSHOT_ENTRIES_MIN
         self._is_ready = False
         self._is_sync_due = False
@@ -164,6 +143,7 @@ class Coordinator:
         self._log.write_cluster_id(self._cluster.image.cluster_id)
         role.set_running()
         role.loop.call_every(TICK_MS, self._tick)
+        role.loop.call_every(LOOK_MS, lambda: self._beats.look(role.clock.now_ns()))
         role.loop.call_after(OLD_COORDINATOR_BOARD_MS, self._remove_older_boards)
         role.run()
         self._log.sync()
@@ -221,30 +201,16 @@ class Coordinator:
     def _on_request(self, frames: list[bytes]) -> None:
         header, body = unpack_header(frames[2]), frames[3] if len(frames) > 3 else b""
         self._board.count(Counter.REQUESTS)
-        request = _Request(frames[0], header)
+        request = Request(frames[0], header)
         try:
-            event = self._event_of(request, body)
+            event = event_of(request, body)
         except BrokerError as error:
             self._reply(do.Reply(request, None, error.code, error.message))
             return
+        if isinstance(event, ev.ProcessRegistered):
+            name = ids.process_name(event.register.number)
+            self._role.log.info("registers", extra={"peer": name, "holding": len(event.register.holding)})
         self._take(event)
-
-    def _event_of(self, request: _Request, body: bytes) -> ev.Event:
-        api = request.header.api
-        if api == Api.REGISTER:
-            register = decode(Register, body)
-            name = ids.process_name(register.number)
-            self._role.log.info("registers", extra={"peer": name, "holding": len(register.holding)})
-            return ev.ProcessRegistered(request, register)
-        if api == Api.ALTER_ISR:
-            return ev.IsrAlterationAsked(request, decode(AlterIsr, body))
-        if api == Api.COPY_SUSPECT:
-            return ev.CopyIsSuspect(request, decode(CopySuspect, body))
-        if api == Api.DESCRIBE_CLUSTER:
-            return ev.DescribeClusterAsked(request)
-        if api not in _BODIES:
-            raise InvalidRequestError(f"the coordinator does not answer api {api}")
-        return ev.Asked(request, decode(_BODIES[api], body), request.header.timeout_ms or REQUEST_TIMEOUT_DEFAULT_MS)
 
     def _append(self, effect: do.AppendEntries) -> None:
         for entry in effect.entries:
@@ -312,7 +278,7 @@ class Coordinator:
         self._link.call(effect.number, Api.RECONFIGURE, body, answered, timeout_ms=CONTROL_TIMEOUT_MS)
 
     def _reply(self, effect: do.Reply) -> None:
-        assert isinstance(effect.request, _Request)
+        assert isinstance(effect.request, Request)
         if effect.error:
             self._board.count(Counter.ERRORS)
         body = effect.text.encode() if effect.error else encode(effect.body)
@@ -358,6 +324,9 @@ class Coordinator:
         self._board.count(Counter.DEATHS_SEEN)
         self._role.log.warning("a process has ended", extra={"peer": ids.process_name(number)})
         self._take(ev.ProcessDied(number, incarnation))
+
+    def _process_stuck(self, number: int, incarnation: int) -> None:
+        self._take(ev.ProcessStuck(number, incarnation))
 
     def _fence_process(self, effect: do.FenceProcess) -> None:
         self._liveness.kill(effect.incarnation)

@@ -39,6 +39,9 @@ class TopicConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         Literal["CreateTime", "LogAppendTime"], doc("whose time a record carries: the producer's or the broker's")
     ] = "CreateTime"
     cleanup_policy: Annotated[Literal["delete"], doc("what happens to old records")] = "delete"
+    unclean_leader_election_enable: Annotated[
+        bool, doc("elect a copy that is not in sync when no other lives: records may be lost")
+    ] = False
     storage: Annotated[Literal["disk", "memory"], doc("memory: segments on /dev/shm, gone at a clean stop")] = "disk"
 
 
@@ -69,6 +72,15 @@ class ReplicasSection(Struct, forbid_unknown_fields=True, kw_only=True):
     count: Annotated[int, doc("replica processes", ge=0, le=256)] = 0
     lag_max_ms: Annotated[int, doc("a copy that has not caught up for longer is not in sync", ge=100)] = 5_000
     stream_credit_bytes: Annotated[int, doc("unconfirmed bytes of one partition to one follower", ge=4096)] = 4 * MIB
+
+
+class CoordinatorSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """[coordinator]"""
+
+    hang_timeout_ms: Annotated[int, doc("a process without a beat for longer is killed; 0: never", ge=0)] = 1_000
+    preferred_leader_interval_ms: Annotated[
+        int, doc("how often leaders go back to their preferred process; 0: never", ge=0)
+    ] = 1_000
 
 
 class NetworkSection(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -145,6 +157,7 @@ class ServerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     broker: BrokerSection = field(default_factory=BrokerSection)
     workers: WorkersSection = field(default_factory=WorkersSection)
     replicas: ReplicasSection = field(default_factory=ReplicasSection)
+    coordinator: CoordinatorSection = field(default_factory=CoordinatorSection)
     network: NetworkSection = field(default_factory=NetworkSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
     storage: StorageSection = field(default_factory=StorageSection)

@@ -1,0 +1,78 @@
+"""Which processes hang: beats in, verdicts out. No I/O, no clock.
+
+A process writes its beat on its board at each turn of its loop, ten times a second at the least. One whose beat does
+not change for `timeout_ms` hangs, unless it says that it waits for the disk, or the kernel says that it does (state D),
+or it is starting. One that was stopped (state T) hangs whatever it says: it cannot know that it was.
+
+Guarantees: time in which the detector itself did not look does not count. Its clock goes on by `STEP_MAX_MS` between
+two looks at most, so when the whole host stands still, and goes on, nobody is killed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import Struct
+
+from zbroker.clock import NS_PER_MS
+
+STEP_MAX_MS: Final = 200
+STOPPED: Final = frozenset({"T", "t"})
+WAITS_FOR_DISK: Final = "D"
+GONE: Final = frozenset({"Z", "X"})
+
+
+class Beat(Struct, frozen=True):
+    """What a process's board shows."""
+
+    incarnation: int
+    beat_ns: int
+    does_io: bool
+    is_starting: bool
+
+
+class _Seen(Struct):
+    beat_ns: int
+    since_ns: int  # on the detector's own clock
+
+
+class HangDetector:
+    """See the module."""
+
+    def __init__(self, timeout_ms: int) -> None:
+        """`timeout_ms` 0: nobody ever hangs."""
+        self._timeout_ns = timeout_ms * NS_PER_MS
+        self._seen: dict[int, _Seen] = {}
+        self._clock_ns = 0
+        self._looked_ns = -1
+
+    def look(self, now_ns: int, beats: Iterable[Beat]) -> list[Beat]:
+        """The processes whose beat has not changed for too long. `hangs` decides, with what the kernel says of each."""
+        if self._looked_ns >= 0:
+            self._clock_ns += min(max(0, now_ns - self._looked_ns), STEP_MAX_MS * NS_PER_MS)
+        self._looked_ns = now_ns
+        seen: dict[int, _Seen] = {}
+        late = []
+        for beat in beats:
+            known = self._seen.get(beat.incarnation)
+            if known is None or known.beat_ns != beat.beat_ns:
+                known = _Seen(beat.beat_ns, self._clock_ns)
+            elif self._timeout_ns and self._clock_ns - known.since_ns >= self._timeout_ns:
+                late.append(beat)
+            seen[beat.incarnation] = known
+        self._seen = seen
+        return late
+
+
+def hangs(beat: Beat, kernel_state: str) -> bool:
+    """Whether a process hangs whose beat is old; `kernel_state` is its state in /proc/PID/stat."""
+    if kernel_state in STOPPED:
+        return True
+    return not (beat.does_io or beat.is_starting or kernel_state == WAITS_FOR_DISK or kernel_state in GONE)
+
+
+def is_stuck(thread_states: Iterable[str]) -> bool:
+    """Whether a killed process hangs in the kernel: each of its threads is dead, or in uninterruptible sleep."""
+    states = list(thread_states)
+    return WAITS_FOR_DISK in states and all(state == WAITS_FOR_DISK or state in GONE for state in states)
