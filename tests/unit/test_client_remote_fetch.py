@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zbroker.client.batch_run import Decoding
-from zbroker.client.remote_fetch import RemoteFetch, RemotePartition
+from zbroker.client.remote_fetch import OVERDUE_MS, RemoteFetch, RemotePartition
 from zbroker.client.settings import ConsumerSettings
 from zbroker.errors import (
     CorruptRecordError,
@@ -204,3 +204,19 @@ def test_open_fetches_are_given_up_at_the_end() -> None:
     case.ask(0)
     case.fetch.cancel()
     assert case.connection.forgotten == [1]
+
+
+def test_a_leader_that_is_late_with_its_answer_lets_the_metadata_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    one = case.partitions[0]
+    assert one.read(0, 1 << 20) == []
+    case.fetch.ask([one])
+    assert not one.is_moved()
+    assert 0 < case.fetch.retry_ms([one]) <= ConsumerSettings().fetch_max_wait_ms + OVERDUE_MS
+    monkeypatch.setattr(one, "overdue_ns", 1)
+    assert one.is_moved()
+    case.fetch.ask([one])
+    assert len(case.connection.asked) == 1, "the fetch itself goes on"
+    case.connection.asked[0][3](0, [encode(FetchReply([FetchedPartition(5, 0, 0, 0, 0, 0)])), b""])
+    assert not one.is_moved()
+    assert case.fetch.retry_ms([one]) == float("inf")

@@ -46,6 +46,7 @@ MOVED: Final = frozenset(
     {NotLeaderForPartitionError.code, UnknownTopicOrPartitionError.code, RequestTimedOutError.code}
 )
 ANSWER_MARGIN_MS: Final = 2_000
+OVERDUE_MS: Final = 200  # later than a leader that lives would answer: the metadata may know another one
 RETRY_MS: Final = 50
 RANGE_TIMEOUT_MS: Final = 1_000
 
@@ -65,6 +66,7 @@ class RemotePartition:
         self.error: BrokerError | None = None
         self.error_offset = -1
         self.not_before_ns = 0
+        self.overdue_ns = 0
         self.needs_metadata = False
         self.known_range: list[int | None] = [None, None]
         self.is_asking_range = False
@@ -100,8 +102,8 @@ class RemotePartition:
         return None
 
     def is_moved(self) -> bool:
-        """Whether the leader said that it is none."""
-        return self.needs_metadata
+        """Whether the leader said that it is none, or is late with its answer."""
+        return self.needs_metadata or 0 < self.overdue_ns <= time.monotonic_ns()
 
     def is_leader_alive(self) -> bool:
         """Not known; an answer will tell."""
@@ -171,10 +173,10 @@ class RemoteFetch:
             self._send(leader, group)
 
     def retry_ms(self, sources: Iterable[object]) -> float:
-        """How long until something that failed may be asked for again."""
+        """How long until something that failed may be asked for again, or an answer is overdue."""
         now_ns = time.monotonic_ns()
-        times = [one.not_before_ns for one in sources if isinstance(one, RemotePartition)]
-        later = [when for when in times if when > now_ns]
+        remote = [one for one in sources if isinstance(one, RemotePartition)]
+        later = [when for one in remote for when in (one.not_before_ns, one.overdue_ns) if when > now_ns]
         return max(0.1, (min(later) - now_ns) / NS_PER_MS) if later else float("inf")
 
     def _send(self, leader: int, group: list[RemotePartition]) -> None:
@@ -188,6 +190,9 @@ class RemoteFetch:
             asked.append((one, one.asked))
             wanted.append(FetchPartition(one.topic_id, one.tp.partition, one.asked, settings.max_partition_fetch_bytes))
         wait_ms = settings.fetch_max_wait_ms
+        overdue_ns = time.monotonic_ns() + (wait_ms + OVERDUE_MS) * NS_PER_MS
+        for one in group:
+            one.overdue_ns = overdue_ns
         is_durable_only = settings.isolation_level == "read_durable"
         request = FetchRequest(wait_ms, settings.fetch_min_bytes, settings.fetch_max_bytes, wanted, is_durable_only)
         correlations: list[int] = []
@@ -209,6 +214,7 @@ class RemoteFetch:
         for (one, _), is_current in zip(asked, current, strict=True):
             if is_current:
                 one.asked = None
+                one.overdue_ns = 0
         if error or not body:
             for one, _ in asked:
                 one.needs_metadata = True
