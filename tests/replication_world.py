@@ -250,6 +250,7 @@ class World:
 
     def settle(self) -> None:
         """Deliver everything that is under way, in order, then let a fifth of a second pass."""
+        held: list[tuple[int, int, Any]] = []
         for _ in range(10_000):
             if not self.network:
                 break
@@ -257,14 +258,17 @@ class World:
             self.events += 1
             if target == COORDINATOR:
                 self._coordinate(source, message)
+            elif self.nodes[target].is_paused:
+                held.append((source, target, message))
             elif self.nodes[target].is_up:
                 self.nodes[target].deliver(message)
+        self.network += held
         self.now_ns += 200 * _MS
         for node in self.nodes:
             self.events += 1
             if node.flushing_to is not None:
                 node.flushed()
-            if node.is_up:
+            if node.is_up and not node.is_paused:
                 node.tick()
         self.spread()
 

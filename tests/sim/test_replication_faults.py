@@ -17,7 +17,7 @@ from tests.replication_world import World
 SEEDS = int(os.environ.get("ZBROKER_SIM_SEEDS", "200"))
 FIRST = int(os.environ.get("ZBROKER_SIM_FIRST", "0"))
 EVENTS = int(os.environ.get("ZBROKER_SIM_EVENTS", "5000"))
-PARTS = 20
+PARTS = 4
 
 
 def world_of(seed: int, node_class: type[Node] = Node) -> World:

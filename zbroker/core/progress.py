@@ -10,7 +10,7 @@ Rules (KIP-966), each asserted or tested by name:
     it may lack what an earlier leader acknowledged. It joins as the incarnation that said so.
   - The high watermark waits for a copy outside that is caught up, or none could join under load (Kafka's rule).
   - A copy leaves when it has not been caught up for `lag_max_ns`. Caught up: it had, at some moment, all that the
-    leader had then. The leader never leaves.
+    leader had then. The leader never leaves. Time in which the leader itself did nothing makes nobody late.
   - One proposal at a time; one that may have been taken over counts until news show whether it was.
 """
 
@@ -63,6 +63,7 @@ class Progress:
         "_followers",
         "_incarnations",
         "_lag_max_ns",
+        "_looked_ns",
         "_own",
         "_propose_at_ns",
         "_refused",
@@ -76,6 +77,7 @@ class Progress:
         self._epoch_start = epoch_start
         self._followers: dict[int, Follower] = {}
         self._propose_at_ns = 0
+        self._looked_ns = now_ns
         self._refused: dict[int, int] = {}  # copy -> the incarnation that the coordinator refused
         self._incarnations: tuple[int, ...] = ()  # those that the proposal was made for
         self.proposed: tuple[int, ...] | None = None
@@ -113,6 +115,7 @@ class Progress:
         one = self._followers.get(event.copy_id)
         if one is None or event.incarnation < one.incarnation:
             return False
+        self._look(now_ns)
         if event.incarnation != one.incarnation:
             one.incarnation = event.incarnation
             one.seen_end = _UNKNOWN
@@ -130,6 +133,7 @@ class Progress:
 
     def pass_time(self, log_end: int, now_ns: int) -> None:
         """Who has all that there is has it still: a silent partition makes nobody late."""
+        self._look(now_ns)
         for one in self._followers.values():
             if one.log_end >= log_end:
                 one.caught_up_ns = now_ns
@@ -164,6 +168,7 @@ class Progress:
 
     def proposal(self, leader_epoch: int, high_watermark: int, now_ns: int) -> ev.ProposeIsr | None:
         """What to ask the coordinator for now, if anything."""
+        self._look(now_ns)
         if now_ns < self._propose_at_ns:
             return None
         isr = self.proposed
@@ -212,6 +217,14 @@ class Progress:
     def _may_join_soon(self, one: Follower, now_ns: int) -> bool:
         is_refused = self._refused.get(one.copy_id) == one.incarnation
         return one.is_here and one.has_caught_up and not is_refused and not self._is_late(one, now_ns)
+
+    def _look(self, now_ns: int) -> None:
+        pause_ns = now_ns - self._looked_ns
+        self._looked_ns = now_ns
+        if pause_ns > self._lag_max_ns // 2:
+            # What the followers said meanwhile is still to be read.
+            for one in self._followers.values():
+                one.caught_up_ns += pause_ns
 
     def _is_late(self, one: Follower, now_ns: int) -> bool:
         return now_ns - one.caught_up_ns > self._lag_max_ns
