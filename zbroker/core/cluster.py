@@ -31,9 +31,13 @@ from zbroker.core.image import Image
 from zbroker.core.in_sync import InSyncCopies
 from zbroker.core.journal import Journal
 from zbroker.core.leavings import Leavings
+from zbroker.core.move_requests import MoveRequests
+from zbroker.core.moves import Moves
 from zbroker.core.processes import Processes
+from zbroker.core.producer_ids import ProducerIdBlocks, ProducerIdentities
 from zbroker.core.topic_changes import TopicChanges
 from zbroker.errors import BrokerError, IllegalTransition, InvalidRequestError
+from zbroker.wire.copy_messages import DrainProcess, ElectLeaders, InitProducerId, MoveCopy
 from zbroker.wire.inner_messages import GrantResult, PartitionGrant
 from zbroker.wire.messages import (
     AlterConfigs,
@@ -59,8 +63,12 @@ class Cluster:
         self._elections = Elections(self.state, self._journal, self._followings, self._leavings)
         self._processes = Processes(self.state, self._journal, self._elections, self._followings, self._leavings)
         self._in_sync = InSyncCopies(self.state, self._journal)
+        self._moves = Moves(self.state, self._journal, self._elections, self._followings, self._leavings)
+        self._move_requests = MoveRequests(self.state, self._moves, self._elections)
+        self._producer_ids = ProducerIdBlocks(self.state, self._journal)
         self._adoption = Adoption(self.state, self._journal)
         self._topics = TopicChanges(self.state, self._journal, self._processes, self._leavings)
+        self._producer_ids = ProducerIdentities(self.state, self._journal)
         self._is_started = False
 
     @property
@@ -84,12 +92,14 @@ class Cluster:
             assert isinstance(effects[-1], do.AppendEntries)
             assert not any(isinstance(effect, do.AppendEntries) for effect in effects[:-1])
             return effects
-        return effects + self._topics.answer_waiting(now_ns) + self._processes.ready_if_so()
+        answered = self._topics.answer_waiting(now_ns) + self._moves.answer_waiting(now_ns)
+        return effects + answered + self._processes.ready_if_so()
 
     def _ticked(self, _: ev.Ticked, now_ns: int) -> list[Effect]:
         self._elections.retry(now_ns)
         effects = self._processes.announce_if_due(now_ns) + self._followings.retry(now_ns)
-        return effects + self._adoption.adopt(now_ns)
+        effects += self._adoption.adopt(now_ns)
+        return effects if self._journal.is_waiting else effects + self._moves.ticked(now_ns)
 
     def _grant_answered(self, event: ev.GrantAnswered, now_ns: int) -> list[Effect]:
         process = self.state.live(event.number)
@@ -135,6 +145,16 @@ class Cluster:
                 return topics.delete_topics(event, body)
             case AlterConfigs() as body:
                 return topics.alter_configs(event, body)
+            case ElectLeaders() as body:
+                return self._move_requests.elect_leaders(event, body, now_ns)
+            case MoveCopy() as body:
+                return self._move_requests.move(event, body, now_ns)
+            case DrainProcess() as body:
+                return self._move_requests.drain(event, body, now_ns)
+            case InitProducerId() as body:
+                return self._producer_ids.init(event, body)
+            case InitProducerId() as body:
+                return self._producer_ids.give(event, body)
             case DescribeConfigs() as body:
                 return [do.Reply(event.request, answers.settings(self.state, body.name))]
         raise InvalidRequestError(f"the coordinator does not answer {type(event.body).__name__}")
