@@ -146,7 +146,11 @@ class Crew:
         # Half of the clients share memory with the broker, half of them send and fetch messages.
         settings["transport"] = "auto" if process % 2 else "zmq"
         if role == "producer":
-            settings |= {"acks": plan.acks, "delivery_timeout_ms": 120_000}
+            settings |= {
+                "acks": plan.acks,
+                "delivery_timeout_ms": 120_000,
+                "enable_idempotence": plan.acks in ("all", "fsync"),
+            }
         else:
             settings |= {"auto_offset_reset": "earliest"}
         task = Task(
