@@ -34,7 +34,7 @@ from zbroker.core.leavings import Leavings
 from zbroker.core.move_requests import MoveRequests
 from zbroker.core.moves import Moves
 from zbroker.core.processes import Processes
-from zbroker.core.producer_ids import ProducerIdBlocks, ProducerIdentities
+from zbroker.core.producer_ids import ProducerIdBlocks
 from zbroker.core.topic_changes import TopicChanges
 from zbroker.errors import BrokerError, IllegalTransition, InvalidRequestError
 from zbroker.wire.copy_messages import DrainProcess, ElectLeaders, InitProducerId, MoveCopy
@@ -68,7 +68,6 @@ class Cluster:
         self._producer_ids = ProducerIdBlocks(self.state, self._journal)
         self._adoption = Adoption(self.state, self._journal)
         self._topics = TopicChanges(self.state, self._journal, self._processes, self._leavings)
-        self._producer_ids = ProducerIdentities(self.state, self._journal)
         self._is_started = False
 
     @property
@@ -153,8 +152,6 @@ class Cluster:
                 return self._move_requests.drain(event, body, now_ns)
             case InitProducerId() as body:
                 return self._producer_ids.init(event, body)
-            case InitProducerId() as body:
-                return self._producer_ids.give(event, body)
             case DescribeConfigs() as body:
                 return [do.Reply(event.request, answers.settings(self.state, body.name))]
         raise InvalidRequestError(f"the coordinator does not answer {type(event.body).__name__}")

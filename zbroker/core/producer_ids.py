@@ -26,7 +26,7 @@ NAME_LENGTH_MAX: Final = 255
 NAMES_MAX: Final = 10_000
 
 
-class ProducerIdentities:
+class ProducerIdBlocks:
     """See the module."""
 
     def __init__(self, state: ClusterState, journal: Journal) -> None:
@@ -34,7 +34,7 @@ class ProducerIdentities:
         self._journal = journal
         self._next = self._end = 0  # what is left of the block that this coordinator took
 
-    def give(self, event: Asked, asked: InitProducerId) -> list[Effect]:
+    def init(self, event: Asked, asked: InitProducerId) -> list[Effect]:
         """Answer with an id and an epoch. Raises InvalidRequestError, PolicyViolationError for one name too many."""
         name, image = asked.transactional_id, self._state.image
         if not name:
