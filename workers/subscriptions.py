@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zbroker.workers.follower import Follower
 
 CONNECT_FIRST_MS: Final = 0.2
+CONNECT_SLOWER: Final = 1.2  # a leader that is up answers within a millisecond or two: look often at first
 CONNECT_MAX_MS: Final = 50.0
 RETRY_MS: Final = 1
 PING_AFTER_MS: Final = 500
@@ -169,7 +170,7 @@ class Subscriptions:
         if connection.is_closed or connection.is_connected or connection.socket is not socket:
             return
         if not connection.outgoing.flush():
-            after_ms = min(2 * delay_ms, CONNECT_MAX_MS)
+            after_ms = min(CONNECT_SLOWER * delay_ms, CONNECT_MAX_MS)
             self._loop.call_after(delay_ms, lambda: self._try_to_begin(connection, socket, after_ms))
             return
         connection.is_connected = True

@@ -41,7 +41,7 @@ GRANT = inner.PartitionGrant(
 def golden_messages() -> dict[str, m.Message]:
     """One message of each kind, each field with a value of its own."""
     process = m.ProcessInfo(16, "worker-0", 99, "/run/b", "/run/l", "running")
-    partition = m.PartitionInfo(0, 16, 3, 99, [16], [16], [], "/data/t1-0", 4)
+    partition = m.PartitionInfo(0, 16, 3, 99, [16], [16], [], "/data/t1-0", 4, [16])
     topic = m.TopicInfo("orders", 1, 0, {"retention.ms": "1000"}, [partition])
     return {
         "Hello": m.Hello("app", 1, 1, "zbroker 0"),

@@ -12,10 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from zbroker import ids
 from zbroker.client.connection import Connection
+from zbroker.client.descriptions import (
+    ENDS,
+    CopyDescription,
+    PartitionDescription,
+    TopicDescription,
+    describe_topic,
+)
 from zbroker.client.exchange import ATTEMPT_TIMEOUT_MS
 from zbroker.client.offsets import ask_offsets
 from zbroker.client.settings import ConnectionSettings, read_settings
@@ -24,6 +29,7 @@ from zbroker.errors import (
     BrokerError,
     BrokerNotAvailableError,
     CoordinatorNotAvailableError,
+    InvalidRequestError,
     LeaderNotAvailableError,
     NotLeaderForPartitionError,
     RequestTimedOutError,
@@ -32,13 +38,10 @@ from zbroker.errors import (
 )
 from zbroker.ids import TopicPartition
 from zbroker.record.records import OffsetAndTimestamp
-from zbroker.shm.board_reader import BoardReader
 from zbroker.wire.codec import decode, encode
+from zbroker.wire.copy_messages import DrainProcess, ElectLeaders, MoveCopy, PartitionResults
 from zbroker.wire.layout import Api
 from zbroker.wire.messages import (
-    EARLIEST,
-    LATEST,
-    LOG_END,
     AlterConfigs,
     ClusterInfo,
     ConfigEntries,
@@ -49,16 +52,14 @@ from zbroker.wire.messages import (
     DescribeConfigs,
     LowWatermark,
     NewTopicSpec,
-    PartitionInfo,
     ProcessInfo,
-    TopicInfo,
     TopicResult,
     TopicResults,
 )
 
 _NOT_SEEN_MS = 20
 _REPEATABLE = frozenset({Api.DESCRIBE_CLUSTER, Api.DESCRIBE_CONFIGS, Api.ALTER_CONFIGS})
-_ENDS = {"earliest": EARLIEST, "latest": LATEST, "end": LOG_END}
+_ROLES = ("worker", "replica")
 
 
 class NewTopic:
@@ -75,35 +76,6 @@ class NewTopic:
         self.num_partitions = num_partitions
         self.replication_factor = replication_factor
         self.config = dict(config or {})
-
-
-class PartitionDescription(msgspec.Struct, frozen=True):
-    """A partition as it is now. Offsets are None while it has no leader; sizes also where its board cannot be read."""
-
-    partition: int
-    leader: int | None
-    leader_name: str | None
-    leader_pid: int | None
-    leader_epoch: int
-    replicas: list[int]
-    isr: list[int]
-    elr: list[int]
-    directory: str
-    log_start: int | None
-    high_watermark: int | None
-    log_end: int | None
-    size_bytes: int | None
-    segment_count: int | None
-
-
-class TopicDescription(msgspec.Struct, frozen=True):
-    """A topic as it is now; `error` is set when it could not be created or found and errors are not raised."""
-
-    name: str
-    topic_id: int
-    config: dict[str, str]
-    partitions: list[PartitionDescription]
-    error: str = ""
 
 
 class AdminClient:
@@ -192,62 +164,8 @@ class AdminClient:
                     raise error
                 found[name] = TopicDescription(name, 0, {}, [], str(error))
             else:
-                found[name] = self._describe(topic, view.processes)
+                found[name] = describe_topic(self._connection, topic, view.processes)
         return found
-
-    def _describe(self, topic: TopicInfo, processes: Mapping[int, ProcessInfo]) -> TopicDescription:
-        boards = {info.leader: self._board_of(processes.get(info.leader)) for info in topic.partitions}
-        try:
-            partitions = [self._describe_one(topic, info, boards[info.leader], processes) for info in topic.partitions]
-        finally:
-            for board in boards.values():
-                if board is not None:
-                    board.close()
-        return TopicDescription(topic.name, topic.topic_id, topic.config, partitions)
-
-    def _describe_one(
-        self, topic: TopicInfo, info: PartitionInfo, board: BoardReader | None, processes: Mapping[int, ProcessInfo]
-    ) -> PartitionDescription:
-        process = processes.get(info.leader)
-        is_led = info.leader >= 0
-        cell = board.partition_cell(topic.topic_id, info.partition) if board is not None else None
-        now = cell.view() if cell is not None else None
-        ends: tuple[int | None, ...] = (None, None, None)
-        if now is not None:
-            ends = (now.log_start, now.high_watermark, now.log_end)
-        elif is_led:
-            ends = self._ends(TopicPartition(topic.name, info.partition))
-        return PartitionDescription(
-            partition=info.partition,
-            leader=info.leader if is_led else None,
-            leader_name=process.name if process is not None else None,
-            leader_pid=ids.pid_of(info.leader_incarnation) if is_led else None,
-            leader_epoch=info.leader_epoch,
-            replicas=info.replicas,
-            isr=info.isr,
-            elr=info.elr,
-            directory=info.directory,
-            log_start=ends[0],
-            high_watermark=ends[1],
-            log_end=ends[2],
-            size_bytes=now.size_bytes if now else None,
-            segment_count=now.segment_count if now else None,
-        )
-
-    def _ends(self, tp: TopicPartition) -> tuple[int | None, ...]:
-        """(log start, high watermark, log end) as the leader says; None where it does not."""
-        try:
-            return tuple(ask_offsets(self._connection, {tp: which})[tp].offset for which in _ENDS.values())
-        except BrokerError:
-            return (None, None, None)
-
-    def _board_of(self, process: ProcessInfo | None) -> BoardReader | None:
-        if process is None or not self._connection.welcome.shared_memory:
-            return None
-        try:
-            return BoardReader.open(Path(process.board))
-        except (FileNotFoundError, BrokerError):
-            return None
 
     def describe_configs(self, name: str) -> dict[str, tuple[str, str]]:
         """A topic's settings in force: name -> (value, origin: topic, broker or default)."""
@@ -286,7 +204,7 @@ class AdminClient:
         self, queries: Mapping[TopicPartition | tuple[str, int], int | str]
     ) -> dict[TopicPartition, OffsetAndTimestamp]:
         """Offsets by 'earliest', 'latest' (high watermark), 'end', or a time in ms; offset -1: no record that late."""
-        asked = {TopicPartition(*tp): _ENDS[what] if isinstance(what, str) else what for tp, what in queries.items()}
+        asked = {TopicPartition(*tp): ENDS[what] if isinstance(what, str) else what for tp, what in queries.items()}
         found = ask_offsets(self._connection, asked)
         return {tp: OffsetAndTimestamp(answer.offset, answer.timestamp_ms) for tp, answer in found.items()}
 
@@ -306,6 +224,55 @@ class AdminClient:
                 if not error.retriable or time.monotonic() > deadline_s:
                     raise
             self._connection.wait_for(lambda: False, _NOT_SEEN_MS)
+
+    def elect_leaders(
+        self,
+        partitions: Iterable[TopicPartition | tuple[str, int]] | None = None,
+        *,
+        unclean: bool = False,
+        timeout_ms: int | None = None,
+        raise_errors: bool = True,
+    ) -> dict[TopicPartition, str]:
+        """Have the preferred copies lead; None: of all partitions. Returns each partition's error text, '' when done.
+
+        `unclean`: where no copy in sync is left, another one leads, and records that it does not have are lost; the
+        broker's log says of which partitions. Raises the first partition's error.
+        """
+        asked = [(str(topic), int(number)) for topic, number in partitions or ()]
+        return self._ask_partitions(Api.ELECT_LEADERS, ElectLeaders(asked, unclean), timeout_ms, raise_errors)
+
+    def move(
+        self,
+        tp: TopicPartition | tuple[str, int],
+        target: str,
+        *,
+        source: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> None:
+        """Move a copy to process `target` (such as "worker-1"): the leader's, or that of process `source`.
+
+        When this returns the new copy is in sync and the old one is gone. Raises InvalidRequestError where there is a
+        copy already; RequestTimedOutError when it is not done in time: it goes on.
+        """
+        body = MoveCopy(tp[0], tp[1], -1 if source is None else _number_of(source), _number_of(target))
+        self._ask_partitions(Api.MOVE_COPY, body, timeout_ms, True)
+
+    def drain(self, process: str, *, timeout_ms: int | None = None) -> list[TopicPartition]:
+        """Move every copy of a process (such as "worker-0") to others; the partitions that were moved.
+
+        Raises InvalidRequestError for the last process, InvalidReplicationFactorError where no other can take a copy.
+        """
+        body = DrainProcess(_number_of(process))
+        return list(self._ask_partitions(Api.DRAIN_PROCESS, body, timeout_ms, True))
+
+    def _ask_partitions(
+        self, api: Api, body: Any, timeout_ms: int | None, raise_errors: bool
+    ) -> dict[TopicPartition, str]:
+        results = decode(PartitionResults, self._ask(api, body, timeout_ms)).partitions
+        for result in results:
+            if result.error and raise_errors:
+                raise error_for(result.error, f"{result.topic}:{result.partition}: {result.message}")
+        return {TopicPartition(one.topic, one.partition): one.message if one.error else "" for one in results}
 
     def describe_cluster(self) -> ClusterInfo:
         """The broker as a whole: its id, version, directory, processes, counts."""
@@ -340,9 +307,24 @@ class AdminClient:
         raise TypeError("an AdminClient cannot be pickled: create one per process")
 
 
+def _number_of(process: str) -> int:
+    """A process's number. Raises InvalidRequestError for what has no copies."""
+    if process.partition("-")[0] in _ROLES:
+        try:
+            return ids.process_number(process)
+        except ValueError:
+            pass  # the error below says the same, with what to look at
+    raise InvalidRequestError(
+        f"{process!r}: worker-N or replica-N", hint="zbroker cluster describe shows the processes"
+    )
+
+
 def _spec(topic: NewTopic | str) -> NewTopicSpec:
     if isinstance(topic, str):
         return NewTopicSpec(topic, -1, -1, {})
     partitions = -1 if topic.num_partitions is None else topic.num_partitions
     factor = -1 if topic.replication_factor is None else topic.replication_factor
     return NewTopicSpec(topic.name, partitions, factor, {key: str(value) for key, value in topic.config.items()})
+
+
+__all__ = ["AdminClient", "CopyDescription", "NewTopic", "PartitionDescription", "TopicDescription"]

@@ -40,7 +40,7 @@ class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     """Settings of a Producer. zbroker's own defaults: linger_ms 0, batch_size 64 KiB, partitioner mmh3."""
 
     acks: int | str = "all"
-    enable_idempotence: bool = False
+    enable_idempotence: bool = True
     transactional_id: str | None = None
     retries: Annotated[int, Meta(ge=0)] = 2**31 - 1
     delivery_timeout_ms: PositiveMs = 120_000
