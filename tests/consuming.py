@@ -29,7 +29,8 @@ def broker_with_tcp(*, workers: int = 2, replicas: int = 0, **topics: object) ->
     address = f"tcp://127.0.0.1:{free_port()}"
     network = {"tcp_listen": address, "tcp_unauthenticated_loopback": True}
     storage = {"retention_check_interval_ms": 20}
-    config: dict[str, Any] = {"network": network, "storage": storage, "topics": topics}
+    patient = {"hang_timeout_ms": 0}  # tests stop processes and let them go on
+    config: dict[str, Any] = {"network": network, "storage": storage, "coordinator": patient, "topics": topics}
     return Broker(workers=workers, replicas=replicas, config=config), address
 
 

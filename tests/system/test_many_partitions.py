@@ -29,7 +29,11 @@ def descriptors(pid: int) -> int:
 def test_a_producers_buffer_has_one_bound_however_many_partitions_fill_it() -> None:
     """batch_size is for each partition; buffer_memory is for all of them."""
     batch_size, memory = 16_384, 1 << 20
-    with Broker(workers=1) as broker, AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
+    never_hangs = {"coordinator": {"hang_timeout_ms": 0}}
+    with (
+        Broker(workers=1, config=never_hangs) as broker,
+        AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin,
+    ):
         admin.create_topics([NewTopic("many", PARTITIONS)])
         assert PARTITIONS * batch_size > 4 * memory, "partitions times batch size would not fill the buffer"
         producer = Producer(

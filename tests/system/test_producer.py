@@ -33,7 +33,7 @@ TCP_PORT = 20_000 + os.getpid() % 20_000
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:
     tcp = {"tcp_listen": f"tcp://127.0.0.1:{TCP_PORT}", "tcp_unauthenticated_loopback": True}
-    with Broker(workers=2, config={"network": tcp}) as found:
+    with Broker(workers=2, config={"network": tcp, "coordinator": {"hang_timeout_ms": 0}}) as found:
         yield found
 
 

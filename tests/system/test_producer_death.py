@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def broker() -> Iterator[Broker]:
-    with Broker(workers=1) as found:
+    with Broker(workers=1, config={"coordinator": {"hang_timeout_ms": 0}}) as found:
         with AdminClient(bootstrap_servers=found.bootstrap_servers) as admin:
             admin.create_topics([NewTopic("t", 1)])
         yield found

@@ -100,8 +100,8 @@ def test_records_before_an_offset_can_be_deleted() -> None:
         assert describe(broker, "short").partitions[0].high_watermark == 5
 
 
-def test_a_factor_that_this_version_does_not_keep_is_refused() -> None:
+def test_a_factor_above_the_number_of_processes_is_refused() -> None:
     with Broker(workers=2) as broker, AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
-        with pytest.raises(InvalidReplicationFactorError, match="replicas are not running"):
+        with pytest.raises(InvalidReplicationFactorError, match="2 processes"):
             admin.create_topics([NewTopic("safe", 1, 3)])
         assert admin.list_topics() == []
