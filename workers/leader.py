@@ -338,7 +338,7 @@ class Leader(OpenCopy):
         request.refuse(effect.error)
 
     def _flush(self, effect: ev.Flush) -> None:
-        self._flush_log(self._flushed, lambda error: self.handle(ev.FlushFailed(error)))
+        self._flush_log(self._flushed, lambda e: self.handle(ev.FlushFailed(e)), is_shared=effect.is_shared)
 
     def _flushed(self, durable: int) -> None:
         if self.state is not State.OFFLINE:

@@ -26,6 +26,7 @@ from zbroker.workers.producer_state import ProducerState
 
 SUSPECT_MARK: Final = "suspect"
 REPORT_AGAIN_MS: Final = 200
+FLUSH_PAUSE_MAX_MS: Final = 2.0
 
 Key = tuple[int, int]
 
@@ -35,6 +36,7 @@ class OpenCopy(ABC):
 
     __slots__ = (
         "_cell",
+        "_flush_took_ms",
         "_host",
         "_is_reported",
         "_saved_high_watermark",
@@ -64,6 +66,7 @@ class OpenCopy(ABC):
         self._cell = host.board.claim(self.topic_id, self.partition)
         self._saved_high_watermark = log.saved_high_watermark
         self._unlink_at_ns = 0
+        self._flush_took_ms = 0.0
         self.is_open = True
         self._is_reported = False
 
@@ -173,14 +176,30 @@ class OpenCopy(ABC):
         self.is_open = False
         self._host.attention.copied.discard(self)
 
-    def _flush_log(self, on_flushed: Callable[[int], None], on_not_begun: Callable[[BrokerError], None]) -> None:
-        """Sync in the disk's thread; `fail` is called when that fails, and then nothing else."""
+    def _flush_log(
+        self,
+        on_flushed: Callable[[int], None],
+        on_not_begun: Callable[[BrokerError], None],
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        """Sync in the disk's thread, at the end of this turn; `fail` is called when that fails, and then nothing else.
+
+        `is_shared`: later by as long as the last sync took, so that more of those who ask again share this one.
+        """
+        pause_ms = min(self._flush_took_ms, FLUSH_PAUSE_MAX_MS) if is_shared else 0.0
+        self._host.loop.call_after(pause_ms, lambda: self._begin_flush(on_flushed, on_not_begun))
+
+    def _begin_flush(self, on_flushed: Callable[[int], None], on_not_begun: Callable[[BrokerError], None]) -> None:
+        if not self.is_open:
+            return
         try:
             job = self.log.begin_flush()
         except BrokerError as error:
             on_not_begun(error)
             self.fail(error)
             return
+        begin_ns = self._host.clock.now_ns()
 
         def done(_: object, error: BaseException | None) -> None:
             if not self.is_open:
@@ -192,6 +211,7 @@ class OpenCopy(ABC):
             except BrokerError as caught:
                 self.fail(caught)
                 return
+            self._flush_took_ms = (self._host.clock.now_ns() - begin_ns) / NS_PER_MS
             on_flushed(durable)
 
         self._host.disk.submit(job.run, done)

@@ -10,7 +10,7 @@ import pytest
 from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import TopicConfig
 from zbroker.core import partition_events as ev
-from zbroker.core.partition import FLUSH_WAITERS_MAX, Partition, State
+from zbroker.core.partition import FLUSH_SHARED_FROM, FLUSH_WAITERS_MAX, Partition, State
 from zbroker.errors import (
     BrokerError,
     DiskFullError,
@@ -97,6 +97,15 @@ def test_fsync_is_answered_by_the_flush_that_covers_it_and_shares_it_with_others
     assert done == [ev.PublishDurable(1), ev.Acknowledge("a", 0), ev.Flush()]
     assert one.handle(ev.Flushed(3), 0) == [ev.PublishDurable(3), ev.Acknowledge("b", 1), ev.Acknowledge("c", 2)]
     assert not one.is_flushing
+
+
+def test_a_flush_after_one_that_answered_many_is_shared_and_after_one_that_answered_few_is_not() -> None:
+    one = partition()
+    for number in range(FLUSH_SHARED_FROM + 1):
+        append(one, number, acks=2)
+    assert one.handle(ev.Flushed(FLUSH_SHARED_FROM), 0)[-1] == ev.Flush(is_shared=True)
+    append(one, "last", acks=2)
+    assert one.handle(ev.Flushed(FLUSH_SHARED_FROM + 1), 0)[-1] == ev.Flush(is_shared=False)
 
 
 def test_a_flush_that_covers_too_little_answers_nobody() -> None:

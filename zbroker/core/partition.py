@@ -56,6 +56,7 @@ _ACKS_OF_THE_LEADER: Final = (ACKS_LEADER, ACKS_NONE)
 _ACKS_AT_ONCE: Final = (ACKS_LEADER, ACKS_ALL)
 UP_TO_HIGH_WATERMARK: Final = -1
 FLUSH_WAITERS_MAX: Final = 10_000
+FLUSH_SHARED_FROM: Final = 5
 COPY_WAITERS_MAX: Final = 10_000
 
 
@@ -210,7 +211,9 @@ class Partition(PartitionState):
             self.durable = event.durable
             effects.append(ev.PublishDurable(event.durable))
         self._dirty_since_ns = None if self.durable == self.log_end else now_ns
+        waiting_count = len(self._unflushed)
         self._answer_waiting(effects)
+        self._is_flush_shared = waiting_count - len(self._unflushed) >= FLUSH_SHARED_FROM
         if self._unflushed and self.durable < self._unflushed[-1][0]:
             self._begin_flush(effects)
         return effects

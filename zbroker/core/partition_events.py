@@ -201,7 +201,13 @@ class Write(Effect, frozen=True, gc=False):
 
 
 class Flush(Effect, frozen=True, gc=False):
-    """Begin to bring the log to the disk; report `Flushed` or `Damaged` later. At most one is under way."""
+    """Begin to bring the log to the disk; report `Flushed` or `Damaged` later. At most one is under way.
+
+    `is_shared`: the last one answered many producers, who are about to ask again. To begin a little later is then
+    cheaper for all: it answers more of them (PostgreSQL's commit_delay, with its commit_siblings).
+    """
+
+    is_shared: bool = False
 
 
 class Tell(Effect, frozen=True, gc=False):

@@ -46,6 +46,7 @@ class PartitionState:
         "_dirty_since_ns",
         "_flush_target",
         "_is_epoch_durable",
+        "_is_flush_shared",
         "_lag_max_ns",
         "_own",
         "_progress",
@@ -103,6 +104,7 @@ class PartitionState:
         self._uncopied: Waiting = deque()  # acks=all
         self._unflushed: Waiting = deque()  # acks=fsync
         self._flush_target: int | None = None
+        self._is_flush_shared = False
         self._dirty_since_ns: int | None = None
         self._progress: Progress | None = None
         if copies is None:
@@ -129,7 +131,7 @@ class PartitionState:
     def _begin_flush(self, effects: list[Effect]) -> None:
         if self._flush_target is None:
             self._flush_target = self.log_end
-            effects.append(ev.Flush())
+            effects.append(ev.Flush(self._is_flush_shared))
 
     def _wake_passed(self, effects: list[Effect]) -> None:
         high_watermark = self.high_watermark
