@@ -51,7 +51,7 @@ from zbroker.workers.metadata_log import MetadataLog, MetadataLogFailed
 from zbroker.workers.runtime import Reload, Role, exit_code_of
 
 TICK_MS: Final = 100
-LOOK_MS: Final = 50
+LOOK_MS: Final = 100
 ANNOUNCE_TIMEOUT_MS: Final = 200
 GRANT_TIMEOUT_MS: Final = 5_000
 CONTROL_TIMEOUT_MS: Final = 2_000

@@ -18,9 +18,9 @@ from zbroker.workers.host import Host
 from zbroker.workers.leader import Leader
 from zbroker.workers.open_copy import Key, OpenCopy
 
-TICK_MS: Final = 100
-COPIED_INTERVAL_MS: Final = 200
-ROOM_INTERVAL_MS: Final = 500
+TICK_MS: Final = 200
+TIMED_TICK_MS: Final = 100  # while a partition has flush.ms
+ROOM_INTERVAL_MS: Final = 400
 SLICE: Final = 32
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,11 @@ class Housekeeping:
         self._checkpoint_ns = clock.now_ns()
         self._room_ns = clock.now_ns()
         self._copied_ns = clock.now_ns()
-        loop.call_every(TICK_MS, self.tick)
+        loop.call_at_multiple(TICK_MS, self._go_on)
+
+    def _go_on(self) -> None:
+        self.tick()
+        self._loop.call_at_multiple(TIMED_TICK_MS if self._attention.timed else TICK_MS, self._go_on)
 
     def tick(self) -> None:
         """Do what is due."""
@@ -57,7 +61,7 @@ class Housekeeping:
         for leader in list(self._attention.timed):
             leader.tick()
         if now_ns >= self._copied_ns and self._attention.copied:
-            self._copied_ns = now_ns + COPIED_INTERVAL_MS * NS_PER_MS
+            self._copied_ns = now_ns + TICK_MS * NS_PER_MS
             self._slice(list(self._attention.copied), _tick)
         if now_ns >= self._room_ns:
             self._room_ns = now_ns + ROOM_INTERVAL_MS * NS_PER_MS

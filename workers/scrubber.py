@@ -23,7 +23,7 @@ from zbroker.storage.scan import Scan
 from zbroker.workers.host import Host
 from zbroker.workers.open_copy import Key, OpenCopy
 
-TICK_MS: Final = 250
+TICK_MS: Final = 200
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Which processes hang: beats in, verdicts out. No I/O, no clock.
 
-A process writes its beat on its board at each turn of its loop, ten times a second at the least. One whose beat does
+A process writes its beat on its board at each turn of its loop, five times a second at the least. One whose beat does
 not change for `timeout_ms` hangs, unless it says that it waits for the disk, or the kernel says that it does (state D),
 or it is starting. One that was stopped (state T) hangs whatever it says: it cannot know that it was.
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from zbroker.clock import NS_PER_MS, Clock, HostClock
 
-IDLE_MS = 100
+IDLE_MS = 200
 MESSAGES_A_TURN = 64  # of one socket, before the others have theirs
 
 
@@ -102,13 +102,21 @@ class Loop:
         return self.call_at(self._clock.now_ns() + int(delay_ms * NS_PER_MS), call)
 
     def call_every(self, interval_ms: float, call: Callable[[], None]) -> None:
-        """Call again and again for as long as the loop lives, `interval_ms` after the end of the last call."""
+        """Call again and again for as long as the loop lives, at multiples of `interval_ms` of the clock."""
 
         def again() -> None:
             call()
-            self.call_after(interval_ms, again)
+            self.call_at_multiple(interval_ms, again)
 
-        self.call_after(interval_ms, again)
+        self.call_at_multiple(interval_ms, again)
+
+    def call_at_multiple(self, interval_ms: float, call: Callable[[], None]) -> Timer:
+        """Call once when the clock passes the next multiple of `interval_ms`.
+
+        Timers of one interval, or of multiples of it, so share their wake-ups: an idle process sleeps longer.
+        """
+        now_ns, interval_ns = self._clock.now_ns(), int(interval_ms * NS_PER_MS)
+        return self.call_at(now_ns - now_ns % interval_ns + interval_ns, call)
 
     def on_signal(self, number: int, call: Callable[[], None]) -> None:
         """Call between two callbacks after a signal came. Only from the main thread."""
