@@ -19,7 +19,7 @@ FUNCTION_LINES_MAX = 70
 # From the ground up. A module may import its own layer and those before it; `wire`, `storage` and `shm` are three rooms
 # of one layer that do not know each other.
 LAYERS = (
-    ("errors", "ids", "clock", "config"),
+    ("broker_error", "group_errors", "errors", "ids", "clock", "config"),
     ("record",),
     ("wire", "storage", "shm"),
     ("core",),

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import builtins
 
-
-class BrokerError(Exception):
-    """Base of all errors that have a number. `hint` names the setting to change or the command to look at."""
-
-    code = -1
-    retriable = False
-    fatal = False
-    hint = "zbroker doctor checks the host; zbroker status shows every process"
-
-    def __init__(self, message: str = "", *, hint: str = "") -> None:
-        self.message = message or (type(self).__doc__ or "").strip()
-        if hint:
-            self.hint = hint
-        super().__init__(self.message)
-
-    def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+from zbroker.broker_error import BrokerError as BrokerError
+from zbroker.group_errors import CommitFailedError as CommitFailedError
+from zbroker.group_errors import FencedInstanceIdError as FencedInstanceIdError
+from zbroker.group_errors import FencedMemberEpochError as FencedMemberEpochError
+from zbroker.group_errors import GroupIdNotFoundError as GroupIdNotFoundError
+from zbroker.group_errors import GroupMaxSizeReachedError as GroupMaxSizeReachedError
+from zbroker.group_errors import IllegalGenerationError as IllegalGenerationError
+from zbroker.group_errors import InconsistentGroupProtocolError as InconsistentGroupProtocolError
+from zbroker.group_errors import InvalidGroupIdError as InvalidGroupIdError
+from zbroker.group_errors import InvalidSessionTimeoutError as InvalidSessionTimeoutError
+from zbroker.group_errors import NonEmptyGroupError as NonEmptyGroupError
+from zbroker.group_errors import NotCoordinatorError as NotCoordinatorError
+from zbroker.group_errors import OffsetMetadataTooLargeError as OffsetMetadataTooLargeError
+from zbroker.group_errors import StaleMemberEpochError as StaleMemberEpochError
+from zbroker.group_errors import UnknownMemberIdError as UnknownMemberIdError
+from zbroker.group_errors import UnreleasedInstanceIdError as UnreleasedInstanceIdError
+from zbroker.group_errors import UnsupportedAssignorError as UnsupportedAssignorError
 
 
 class UnknownError(BrokerError):

@@ -12,6 +12,7 @@ import pytest
 
 import zbroker.record.layout
 import zbroker.record.rows
+import zbroker.shm.commit_layout
 import zbroker.shm.layout
 import zbroker.storage.layout
 import zbroker.workers.metadata_log
@@ -38,6 +39,7 @@ QUOTED = (
     (zbroker.storage.layout, "formats.md"),
     (zbroker.workers.metadata_log, "formats.md"),
     (zbroker.shm.layout, "shm.md"),
+    (zbroker.shm.commit_layout, "shm.md"),
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from zbroker.errors import InvalidRequestError, UnsupportedVersionError
 from zbroker.wire import copy_messages as copies
+from zbroker.wire import group_messages as groups
 from zbroker.wire import inner_messages as inner
 from zbroker.wire import messages as m
 from zbroker.wire.codec import decode, encode
@@ -36,6 +37,43 @@ GRANT = inner.PartitionGrant(
     1, 0, "orders", 2, "/data/copies/2/t00000001-0", 4, 0, {"retention.ms": "1"}, 16, 99,
     (inner.CopyPlace(2, 16, "/data/copies/2/t00000001-0"),), (2,), (3,), 7, 3, "/run/boards/w.board", False, True
 )  # fmt: skip
+
+
+def group_messages() -> dict[str, m.Message]:
+    """One message of each kind that members of groups and the coordinator exchange."""
+    committed = groups.CommittedOffset("orders", 1, 0, 42, 3, "note", 1_700_000_000_000)
+    assigned = groups.AssignedTopic(1, "orders", [groups.AssignedPartition(0, 2, 5, 42, 3, "note")])
+    member = groups.SubscribedMember("m-1", "w1", ["orders"], [(1, 0)], b"data")
+    work = groups.AssignWork(9, "app.Mine", 500, [member], [groups.AssignableTopic(1, "orders", 4)])
+    offset = groups.OffsetToCommit("orders", 1, 0, 42, 3, "note")
+    info = groups.MemberInfo(
+        "m-1", "w1", "app", 77, 4, ["orders"], "ord.*", [(1, 0)], [(1, 1)], [(1, 0)], 12, True, False
+    )
+    return {
+        "GroupHeartbeat": groups.GroupHeartbeat(
+            "billing", "m-1", 4, "w1", "app", 99, ["orders"], "ord.*", ["sticky"], b"data", [(1, 0)], 10_000, 300_000,
+            12, 3_000, 6
+        ),
+        "GroupAssignment": groups.GroupAssignment(
+            4, 5, 3_000, "Stable", "sticky", 6, 2, [groups.SlotFilePlace(2, "/run/g.slots")], [assigned], work
+        ),
+        "GroupAssign": groups.GroupAssign("billing", "m-1", 9, [groups.MemberTarget("m-1", [(1, 0)])], "none"),
+        "GroupLeave": groups.GroupLeave("billing", "m-1", True, "closed"),
+        "OffsetCommit": groups.OffsetCommit("billing", "m-1", 4, True, [offset]),
+        "AlterGroupOffsets": groups.AlterGroupOffsets("billing", [offset]),
+        "OffsetResults": groups.OffsetResults([groups.OffsetResult("orders", 1, 0, 22, "not owned")]),
+        "OffsetFetch": groups.OffsetFetch("billing", [(1, 0)]),
+        "OffsetsFetched": groups.OffsetsFetched([committed]),
+        "ListGroups": groups.ListGroups(["Stable"]),
+        "GroupsListed": groups.GroupsListed([groups.GroupInfo("billing", "Stable", 5, "sticky", 2)]),
+        "DescribeGroups": groups.DescribeGroups(["billing"]),
+        "GroupsDescribed": groups.GroupsDescribed(
+            [groups.GroupDescription("billing", 0, "Stable", 5, "sticky", [info], [committed])]
+        ),
+        "DeleteGroups": groups.DeleteGroups(["billing"]),
+        "RemoveGroupMembers": groups.RemoveGroupMembers("billing", ["m-1"], ["w1"]),
+        "GroupResults": groups.GroupResults([groups.GroupResult("billing", 68, "it has members")]),
+    }  # fmt: skip
 
 
 def golden_messages() -> dict[str, m.Message]:
@@ -88,6 +126,7 @@ def golden_messages() -> dict[str, m.Message]:
             [copies.PartitionState(1, 0, 0, 4, 2, 49, 50, 40, [copies.CopyState(2, 17, 49, 40, 1, True)])]
         ),
         "Done": m.Done(),
+        **group_messages(),
     }
 
 
