@@ -55,14 +55,14 @@ class NonEmptyGroupError(BrokerError):
     """The group has members: this is possible only without them."""
 
     code = 68
-    hint = "zbroker groups describe GROUP --members; stop the consumers first"
+    hint = "stop the consumers of the group first"
 
 
 class GroupIdNotFoundError(BrokerError):
     """No such group."""
 
     code = 69
-    hint = "zbroker groups list"
+    hint = "a group is there once a consumer with its group_id has come, or has committed"
 
 
 class GroupMaxSizeReachedError(BrokerError):
@@ -90,7 +90,7 @@ class UnreleasedInstanceIdError(BrokerError):
     """A living member has this group_instance_id."""
 
     code = 111
-    hint = "two consumers with one group_instance_id; zbroker groups describe GROUP --members"
+    hint = "two consumers with one group_instance_id"
 
 
 class UnsupportedAssignorError(BrokerError):
