@@ -62,7 +62,7 @@ def main(rounds: int, small: bool, only: tuple[str, ...], disk: Path) -> None:
     rows = measure(only or PARTS, rounds, small, disk)
     print_table(rows)
     if not small and not only:
-        print(save("main_path", "python -m bench", rows))
+        print(save("main_path", "python -m bench", rows, about="100-byte records, one worker"))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ SMALL_RECORDS = 24_000
 PRODUCERS = 100
 PROCESSES = 4
 FSYNC_S = 10.0
+ABOUT = "100-byte records, lists of 10,000"
 
 
 def _batch_rate(servers: str, topic: str, count: int) -> Contender:
@@ -109,7 +110,7 @@ def main(rounds: int, small: bool, disk: Path) -> None:
         rows += fsync_rows(5 if small else PRODUCERS, 1.0 if small else FSYNC_S, Path(directory) / "fsync")
     print_table(rows)
     if not small:
-        print(save("durability", "python -m bench.durability", rows))
+        print(save("durability", "python -m bench.durability", rows, about=ABOUT))
 
 
 if __name__ == "__main__":

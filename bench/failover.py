@@ -30,6 +30,7 @@ TOPIC = "failover"
 PAUSE_S = 0.001
 OPEN_MAX = 256
 WHOLE_TIMEOUT_S = 30.0
+ABOUT = "one partition of three copies, acks=all, two in sync at least, a record each millisecond"
 
 
 class Load:
@@ -161,7 +162,7 @@ def main(kills: int, pauses: int, small: bool) -> None:
     rows = failover_rows(2, 1) if small else failover_rows(kills, pauses)
     print_table(rows)
     if not small:
-        print(save("failover", "python -m bench.failover", rows))
+        print(save("failover", "python -m bench.failover", rows, about=ABOUT))
 
 
 if __name__ == "__main__":

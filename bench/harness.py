@@ -113,11 +113,13 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def save(name: str, command: str, rows: list[Row]) -> Path:
-    """Write results/NAME.json: the command, the machine, and a row for each figure; give its path."""
+def save(name: str, command: str, rows: list[Row], *, about: str) -> Path:
+    """Write results/NAME.json: the command, the machine, what was done, and a row for each figure; give its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"command": command, "machine": machine(), "about": about, "rows": rows}, indent=1) + "\n"
+    )
     return path
 
 

@@ -22,7 +22,7 @@ def figures(saved: dict[str, Any]) -> str:
     machine = saved["machine"]
     lines = [
         f"`{saved['command']}` on {machine['cores']} cores ({machine['cpu']}), Python {machine['python']}, commit"
-        f" {machine['commit']}, {machine['time'][:10]}; 100-byte records, one worker. The machine had other work to do"
+        f" {machine['commit']}, {machine['time'][:10]}; {saved['about']}. The machine had other work to do"
         f" (load average {machine['load_average_1min']}); targets that are missed stand as missed.",
         "",
         "| what | measured | beside | ratio | target | |",

@@ -21,7 +21,8 @@ def test_the_published_table_has_every_row_with_command_machine_and_commit() -> 
 
 def test_the_readme_shows_the_published_tables() -> None:
     readme = README.read_text()
-    assert "<!-- figures of main_path -->" in readme
+    for name in ("main_path", "failover", "durability"):
+        assert f"<!-- figures of {name} -->" in readme
     assert written(readme) == readme, "run python -m bench.readme"
 
 
