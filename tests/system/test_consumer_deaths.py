@@ -11,6 +11,8 @@ import pytest
 
 from tests.consuming import Writing, broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker.client.consumer import Consumer
+from zbroker.client.local_partition import LocalPartition
+from zbroker.ids import TopicPartition
 from zbroker.testing import Broker
 
 TOPIC = "t"
@@ -96,3 +98,32 @@ def test_a_consumer_goes_on_after_the_whole_broker_was_killed_and_started_again(
         broker.start()
         fill(way, TOPIC, numbers(50, 200))
         assert read_values(consumer, 100, timeout_ms=40_000) == numbers(100, 150)
+
+
+def test_a_partition_that_its_new_leader_shows_late_is_looked_for_again(
+    served: tuple[Broker, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the death of all, the metadata may name a leader whose board does not show the partition yet."""
+    broker = served[0]
+    way = settings_for("shm", *served)
+    late: set[int] = set()
+
+    class ShownLate(LocalPartition):
+        def __init__(self, tp: TopicPartition, *others: Any, **more: Any) -> None:
+            if tp.partition in late:
+                late.remove(tp.partition)
+                raise LookupError(tp)
+            super().__init__(tp, *others, **more)
+
+    monkeypatch.setattr("zbroker.client.fetcher.LocalPartition", ShownLate)
+    with Consumer(TOPIC, auto_offset_reset="earliest", **way) as consumer:
+        for partition in range(4):
+            fill(way, TOPIC, [b"before"], partition)
+        assert read_values(consumer, 4) == [b"before"] * 4
+        broker.kill_all()
+        late |= {1, 3}
+        broker.start()
+        for partition in range(4):
+            fill(way, TOPIC, [b"after"], partition)
+        assert read_values(consumer, 4) == [b"after"] * 4
+    assert not late, "nothing was shown late"

@@ -2,8 +2,9 @@
 
 Guarantees: partitions have equal turns: each search begins behind where the last one ended. Searching waits for nobody.
 Sleeping ends with the first record, by `wake` from any thread, or after its time, and costs no request while one that
-says the same is still open. Whenever nothing was found, the leaders' words on the coordinator's board are compared; a
-partition whose leader changed goes on being read where it was until the new leader is known.
+says the same is still open. Whenever nothing was found, and ten times a second while much is found, the leaders' words
+on the coordinator's board are compared; a partition whose leader changed goes on being read where it was until the new
+leader is known.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from typing import Any
 
 from zbroker.client.batch_run import Decoding
-from zbroker.client.local_partition import Boards, LocalPartition, out_of_range
+from zbroker.client.local_partition import LOOK_INTERVAL_NS, Boards, LocalPartition, out_of_range
 from zbroker.client.mapped_log import Mappings
 from zbroker.client.remote_fetch import RemoteFetch, RemotePartition
 from zbroker.client.settings import ConsumerSettings
@@ -44,6 +45,8 @@ class Fetcher:
         self._order: list[Assigned] = []
         self._order_changes = -1
         self._has_answer = False
+        self._is_settled = True
+        self._look_ns = 0
         self._turn = 0
         self._seen_count = 0
         self._hold_until_ns = 0
@@ -191,7 +194,20 @@ class Fetcher:
             self._has_answer = self._is_covered()
         if not self._has_answer or topology.is_old:
             self._ask()
+        elif time.monotonic_ns() >= self._look_ns:
+            self._look_after_leaders([one for one in self._order if not one.paused])
         return self._order
+
+    def _look_after_leaders(self, active: list[Assigned]) -> bool:
+        """Ask for the metadata if a partition may have another leader than the one it is read from."""
+        self._look_ns = time.monotonic_ns() + LOOK_INTERVAL_NS
+        sources = [one.source for one in active if one.source is not None]
+        # A partition whose new leader did not show it yet keeps its old source, which may be as calm as the dead are.
+        is_missing = bool(self._subscription.absent) or len(sources) < len(active) or not self._is_settled
+        if is_missing or self._boards.is_coordinator_gone() or any(source.is_moved() for source in sources):
+            self._ask()
+            return True
+        return False
 
     def _is_covered(self) -> bool:
         names, covered = self._subscription.names, self.topology.covered
@@ -222,6 +238,7 @@ class Fetcher:
                 is_settled = False
                 continue
             is_settled = self._attach_one(one, topic, topic.partitions[one.tp.partition]) and is_settled
+        self._is_settled = is_settled
         if is_settled:
             self.topology.calm()
         self._boards.keep({one.source.board_path for one in self._order if isinstance(one.source, LocalPartition)})
@@ -280,19 +297,16 @@ class Fetcher:
         """Nothing was found: let answers in, look after the leaders, and sleep until something may be there."""
         order = self._prepare()
         active = [one for one in order if not one.paused]
-        sources = [one.source for one in active if one.source is not None]
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        is_missing = bool(self._subscription.absent) or len(sources) < len(active)
-        if is_missing or self._boards.is_coordinator_gone() or any(source.is_moved() for source in sources):
-            self._ask()
+        if self._look_after_leaders(active):
             timeout_ms = min(timeout_ms, self.topology.wait_ms)
         if self._hold_until_ns:
             timeout_ms = min(timeout_ms, max(0.1, (self._hold_until_ns - time.monotonic_ns()) / NS_PER_MS))
         if not self._is_local:
             self._ask_remote(order)
-            timeout_ms = min(timeout_ms, self._remote.retry_ms(sources))
+            timeout_ms = min(timeout_ms, self._remote.retry_ms(one.source for one in active if one.source is not None))
         self.sleep.until_news(active, timeout_ms)
 
     def _is_held_back(self) -> bool:
