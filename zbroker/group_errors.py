@@ -32,7 +32,7 @@ class InconsistentGroupProtocolError(BrokerError):
 
 
 class InvalidGroupIdError(BrokerError):
-    """Not a group name: 1 to 249 of [a-zA-Z0-9._-]."""
+    """Not a name of a group or member: 1 to 255 bytes of printable characters."""
 
     code = 24
 

@@ -52,7 +52,7 @@ def group_messages() -> dict[str, m.Message]:
     return {
         "GroupHeartbeat": groups.GroupHeartbeat(
             "billing", "m-1", 4, "w1", "app", 99, ["orders"], "ord.*", ["sticky"], b"data", [(1, 0)], 10_000, 300_000,
-            12, 3_000, 6
+            12, 3_000, 6, 5
         ),
         "GroupAssignment": groups.GroupAssignment(
             4, 5, 3_000, "Stable", "sticky", 6, 2, [groups.SlotFilePlace(2, "/run/g.slots")], [assigned], work

@@ -66,6 +66,16 @@ class Paths(NamedTuple):
         return self.data_dir / "metadata"
 
     @property
+    def offsets_dir(self) -> Path:
+        """The log of the offsets that consumer groups have committed."""
+        return self.data_dir / "offsets"
+
+    @property
+    def groups_dir(self) -> Path:
+        """Where the slot files of the groups' members lie."""
+        return self.boards_dir.parent / "groups"
+
+    @property
     def copies_dirs(self) -> tuple[Path, ...]:
         """The directories that hold copies, the first data directory's first."""
         return tuple(path / "copies" for path in (self.data_dir, *self.further_data_dirs))
@@ -127,8 +137,8 @@ def make_directories(paths: Paths) -> None:
     Raises ConfigError when one cannot be made, or belongs to another user.
     """
     wanted = {
-        "broker.data_dir": (paths.data_dir, paths.metadata_dir, *paths.copies_dirs),
-        "broker.run_dir": (paths.run_dir, paths.boards_dir, paths.memory_dir),
+        "broker.data_dir": (paths.data_dir, paths.metadata_dir, paths.offsets_dir, *paths.copies_dirs),
+        "broker.run_dir": (paths.run_dir, paths.boards_dir, paths.memory_dir, paths.groups_dir),
     }
     for setting, directories in wanted.items():
         for directory in directories:

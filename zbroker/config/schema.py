@@ -83,6 +83,22 @@ class CoordinatorSection(Struct, forbid_unknown_fields=True, kw_only=True):
     ] = 1_000
 
 
+class GroupsSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """[groups]"""
+
+    heartbeat_interval_ms: Annotated[int, doc("how often a member says that it lives", ge=10)] = 3_000
+    session_timeout_min_ms: Annotated[int, doc("shortest session_timeout_ms of a consumer", ge=10)] = 100
+    session_timeout_max_ms: Annotated[int, doc("longest session_timeout_ms of a consumer", ge=100)] = 1_800_000
+    groups_max: Annotated[int, doc("consumer groups of the broker", ge=1)] = 10_000
+    members_max: Annotated[int, doc("members of one group", ge=1)] = 1_000
+    commit_interval_ms: Annotated[int, doc("how often commits in shared memory are written to the log", ge=10)] = 500
+    offsets_retention_minutes: Annotated[
+        int, doc("committed offsets of a group without members are forgotten after this time", ge=1)
+    ] = 10_080
+    offset_metadata_max_bytes: Annotated[int, doc("text kept with a committed offset", ge=0, le=65_536)] = 4_096
+    assignor_timeout_ms: Annotated[int, doc("time for a member's own assignor; then the group is sticky", ge=1)] = 2_000
+
+
 class NetworkSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """[network]"""
 
@@ -158,6 +174,7 @@ class ServerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     workers: WorkersSection = field(default_factory=WorkersSection)
     replicas: ReplicasSection = field(default_factory=ReplicasSection)
     coordinator: CoordinatorSection = field(default_factory=CoordinatorSection)
+    groups: GroupsSection = field(default_factory=GroupsSection)
     network: NetworkSection = field(default_factory=NetworkSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
     storage: StorageSection = field(default_factory=StorageSection)

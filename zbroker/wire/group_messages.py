@@ -16,14 +16,15 @@ NO_MEMBER_EPOCH = -1
 class GroupHeartbeat(Message, frozen=True):
     """Member to coordinator: I live, want this and own that. The whole of it each time.
 
-    `member_epoch`: the newest that the member has been told and has acted on; 0: it joins, and owns nothing. `owned`:
-    (topic id, partition) of what it reads now; a partition that the assignment does not name any more is given up by
-    the first heartbeat of the assignment's epoch that leaves it out. `incarnation`: of the member's process, when it
-    can map files of the broker; 0: it commits by message. `topics`: what it subscribes to; a member with a `pattern`
-    matches it itself, against the topics of `topics_version`. `assignors`: names, the one that it wants most first;
-    `assignor_data`: what a member that runs an assignor is to know of this one. `polled_ago_ms`: since when the
-    application has not asked for records. `hold_ms`: how long the coordinator may keep this request when it has no
-    news for the member; a newer heartbeat of the same member has the older one answered at once.
+    `member_epoch`: the newest that the member has wholly acted on; 0: it joins, and owns nothing. `seen_epoch`: the
+    newest that it has been told, -1: the same. `owned`: (topic id, partition) of everything that it reads now, so also
+    what the assignment of `member_epoch` gave it: what that named and `owned` leaves out is given up by this.
+    `incarnation`: of the member's process, when it can map files of the broker; 0: it commits by message. `topics`:
+    what it subscribes to; a member with a `pattern` matches it itself, against the topics of `topics_version`.
+    `assignors`: names, the one that it wants most first; `assignor_data`: what a member that runs an assignor is to
+    know of this one. `polled_ago_ms`: since when the application has not asked for records. `hold_ms`: how long the
+    coordinator may keep this request when it has no news for the member; a newer heartbeat of the same member has the
+    older one answered at once.
     """
 
     group_id: str
@@ -42,6 +43,7 @@ class GroupHeartbeat(Message, frozen=True):
     polled_ago_ms: int
     hold_ms: int
     topics_version: int = 0
+    seen_epoch: int = -1
 
 
 class SlotFilePlace(Message, frozen=True):
