@@ -131,6 +131,13 @@ def test_flush_messages_counts_records_since_the_last_flush() -> None:
     assert kinds(append(one, "d", 9)) == ["Publish", "Acknowledge"]
 
 
+def test_flush_ms_counts_for_what_the_leader_before_has_left() -> None:
+    """A new leader's log may end behind what its disk has, and nobody may ever append to it again."""
+    one = Partition(3, 0, 10, 4, TopicConfig(flush_ms=50), now_ns=NS_PER_MS)
+    assert one.handle(ev.Tick(), 50 * NS_PER_MS) == []
+    assert one.handle(ev.Tick(), 51 * NS_PER_MS) == [ev.Flush()]
+
+
 def test_flush_ms_counts_from_the_first_record_that_is_not_on_the_disk() -> None:
     one = partition(flush_ms=100)
     assert one.handle(ev.Tick(), 10**9) == [], "nothing to flush"

@@ -105,7 +105,7 @@ class PartitionState:
         self._unflushed: Waiting = deque()  # acks=fsync
         self._flush_target: int | None = None
         self._is_flush_shared = False
-        self._dirty_since_ns: int | None = None
+        self._dirty_since_ns: int | None = now_ns if durable < log_end else None
         self._progress: Progress | None = None
         if copies is None:
             self.high_watermark = log_end
