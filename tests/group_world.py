@@ -150,7 +150,7 @@ class World:
         for entry in self.log:
             offsets.apply(entry)
         self.groups = Groups(self.config, self.image, self.slots, offsets)
-        self.take(ev.GroupsStarted(found))
+        self.take(ev.GroupsStarted(found, self.wall_ms))
         return self.groups
 
     def _make_topic(self, name: str, count: int) -> None:

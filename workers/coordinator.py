@@ -22,7 +22,7 @@ from zbroker.core import cluster_events as ev
 from zbroker.core import effects as do
 from zbroker.core.cluster import Cluster
 from zbroker.core.cluster_state import Site
-from zbroker.core.entries import MEMORY_DISK, Adopted
+from zbroker.core.entries import MEMORY_DISK, Adopted, PartitionsAdded, TopicCreated, TopicDeleted
 from zbroker.core.image import Image
 from zbroker.errors import BrokerError, RequestTimedOutError
 from zbroker.shm.board import board_path
@@ -45,6 +45,7 @@ from zbroker.wire.layout import Api, pack_reply, unpack_header
 from zbroker.workers import copy_folders
 from zbroker.workers.beats import Beats
 from zbroker.workers.coordinator_requests import Request, event_of
+from zbroker.workers.groups import GroupsPart, is_for_groups
 from zbroker.workers.link import RouterLink
 from zbroker.workers.liveness import Liveness
 from zbroker.workers.metadata_log import MetadataLog, MetadataLogFailed
@@ -104,6 +105,8 @@ class Coordinator:
         self._snapshot_at = SNAPSHOT_ENTRIES_MIN
         self._is_ready = False
         self._is_sync_due = False
+        self._has_new_topics = False
+        self._groups = GroupsPart(role, files, image, self._board, lambda: self._link)
         self._link = RouterLink(
             role.loop,
             role.clock,
@@ -141,6 +144,7 @@ class Coordinator:
         found = [(ids.process_number(name), incarnation) for name, incarnation, _ in boards]
         self._take(ev.Started(cluster_id, self._files.boot_id(), found))
         self._log.write_cluster_id(self._cluster.image.cluster_id)
+        self._groups.start()
         role.set_running()
         role.loop.call_every(TICK_MS, self._tick)
         role.loop.call_every(LOOK_MS, lambda: self._beats.look(role.clock.now_ns()))
@@ -165,6 +169,9 @@ class Coordinator:
                     _DO[type(effect)](self, effect)
         finally:
             self._is_busy = False
+        if self._has_new_topics:
+            self._has_new_topics = False
+            self._groups.topics_changed()
 
     def _sync_log(self, _: do.SyncLog) -> None:
         """The sync waits until the grants of the same election have left, and more elections may share it."""
@@ -183,6 +190,7 @@ class Coordinator:
     def _tick(self) -> None:
         self._log.sync()
         self._take(ev.Ticked())
+        self._groups.tick()
         if self._log.entry_count > self._snapshot_at:
             snapshot = self._cluster.image.snapshot()
             self._snapshot_at = max(SNAPSHOT_ENTRIES_MIN, 2 * len(snapshot))
@@ -203,6 +211,9 @@ class Coordinator:
         self._board.count(Counter.REQUESTS)
         request = Request(frames[0], header)
         try:
+            if is_for_groups(header.api):
+                self._groups.on_request(request, frames[1], body)
+                return
             event = event_of(request, body)
         except BrokerError as error:
             self._reply(do.Reply(request, None, error.code, error.message))
@@ -214,6 +225,7 @@ class Coordinator:
 
     def _append(self, effect: do.AppendEntries) -> None:
         for entry in effect.entries:
+            self._has_new_topics |= isinstance(entry, TopicCreated | PartitionsAdded | TopicDeleted)
             if isinstance(entry, Adopted):
                 name = ids.process_name(entry.owner)
                 self._role.log.warning("adopts", extra={"peer": name, "copies": len(entry.copy_ids)})

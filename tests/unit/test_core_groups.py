@@ -362,4 +362,4 @@ def test_events_out_of_order_change_nothing() -> None:
     with pytest.raises(IllegalTransition):
         world.groups.handle(ev.OffsetsAppended(), 0)
     with pytest.raises(IllegalTransition):
-        world.groups.handle(ev.GroupsStarted([]), 0)
+        world.groups.handle(ev.GroupsStarted([], 0), 0)

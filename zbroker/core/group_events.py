@@ -50,6 +50,7 @@ class GroupsStarted(Event, frozen=True):
     """The log of offsets is read; these are the members of before, in the order in which they joined."""
 
     members: list[FoundMember]
+    wall_ms: int
 
 
 class HeartbeatCame(Event, frozen=True):

@@ -1,11 +1,23 @@
-"""What groups have committed: the image that the log of offsets gives. It decides nothing."""
+"""What groups have committed: the image that the log of offsets gives, and how an entry stands there as a record.
+
+    record key     msgpack array: layout 1, group id, topic id, partition
+    record value   msgpack array: offset, leader epoch, metadata, committed_ms, topic name; no value: nothing is
+                   committed here any more. The last record of a key is what holds.
+
+It decides nothing. A record of another layout is refused with UnsupportedVersionError.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import msgspec
 
 from zbroker.core.sticky import Key
+from zbroker.errors import CorruptRecordError, UnsupportedVersionError
+
+LAYOUT: Final = 1
 
 
 class Committed(NamedTuple):
@@ -30,6 +42,31 @@ class OffsetEntry(NamedTuple):
     def key(self) -> Key:
         """Which partition."""
         return (self.topic_id, self.partition)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_key = msgspec.msgpack.Decoder(tuple[int, str, int, int]).decode
+_decode_value = msgspec.msgpack.Decoder(tuple[int, int, str, int, str]).decode
+
+
+def record_of(entry: OffsetEntry) -> tuple[bytes, bytes | None]:
+    """An entry as the key and value of a record."""
+    key = _encode((LAYOUT, entry.group_id, entry.topic_id, entry.partition))
+    return key, None if entry.committed is None else _encode((*entry.committed, entry.topic))
+
+
+def entry_of(key: bytes | None, value: bytes | None) -> OffsetEntry:
+    """The inverse of `record_of`. Raises CorruptRecordError, UnsupportedVersionError."""
+    try:
+        layout, group_id, topic_id, partition = _decode_key(key or b"")
+        if layout != LAYOUT:
+            raise UnsupportedVersionError(f"a committed offset of layout {layout}; this zbroker reads {LAYOUT}")
+        if value is None:
+            return OffsetEntry(group_id, "", topic_id, partition, None)
+        offset, leader_epoch, metadata, committed_ms, topic = _decode_value(value)
+    except msgspec.DecodeError as error:
+        raise CorruptRecordError(f"not a committed offset: {error}") from error
+    return OffsetEntry(group_id, topic, topic_id, partition, Committed(offset, leader_epoch, metadata, committed_ms))
 
 
 class Offsets:

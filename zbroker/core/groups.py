@@ -28,6 +28,7 @@ from zbroker.core.group_joining import check_heartbeat, joined, restored
 from zbroker.core.group_member import Member, Parked
 from zbroker.core.group_offsets import Committed, OffsetEntry, Offsets
 from zbroker.core.group_requests import GroupRequests
+from zbroker.core.group_timing import GroupTiming
 from zbroker.core.image import Image
 from zbroker.errors import (
     BrokerError,
@@ -61,7 +62,7 @@ class Groups:
         self.topics_version = 1
         self._requests = GroupRequests(self)
         self._by_incarnation: dict[int, set[tuple[str, str]]] = {}
-        self._check_ns: dict[str, int] = {}
+        self.timing = GroupTiming(self)
         self._out: list[Effect] = []
         self._touched: dict[str, Group] = {}
         self._entries: list[OffsetEntry] = []
@@ -107,17 +108,17 @@ class Groups:
         for member_id in sorted(group.changed):
             member = group.members.get(member_id)
             if member is not None and member.parked is not None:
-                self._answer(group, member)
+                self.answer(group, member)
         group.changed.clear()
         if self.groups.get(group.group_id) is group:
-            self._check_ns[group.group_id] = 0
+            self.timing.look_at(group)
         if group.is_idle and not self.around.offsets.of(group.group_id):
             self._forget(group)
 
     def _forget(self, group: Group) -> None:
         if self.groups.get(group.group_id) is group:
             del self.groups[group.group_id]
-            del self._check_ns[group.group_id]
+            self.timing.forget(group)
 
     def _write_down(self) -> None:
         touched = list(self._touched.values())
@@ -148,9 +149,9 @@ class Groups:
         self._out += [one(event.error) for one in given_up.then]
 
     def _started(self, event: ev.GroupsStarted, now_ns: int) -> None:
+        self.around.wall_ms = event.wall_ms
         for found in event.members:
             group = self.groups.setdefault(found.group_id, Group(found.group_id, self.around))
-            self._check_ns[found.group_id] = 0
             member = restored(found, self.around.offsets, now_ns)
             if member.member_id in group.members:
                 continue
@@ -183,13 +184,13 @@ class Groups:
         else:
             self._hear(group, member, body, now_ns)
         if member.parked is not None:
-            self._answer(group, member)
+            self.answer(group, member)
         self.touch(group)
         self._bring_on(group, now_ns)
         hold_ms = max(0, min(body.hold_ms, self.around.config.heartbeat_interval_ms))
         member.parked = Parked(event.request, now_ns + hold_ms * NS_PER_MS)
         if group.has_news(member, body, self.topics_version):
-            self._answer(group, member)
+            self.answer(group, member)
 
     def _join(self, event: ev.HeartbeatCame, now_ns: int) -> tuple[Group, Member]:
         body, config = event.body, self.around.config
@@ -239,7 +240,7 @@ class Groups:
         if given_up := member.given_up(body):
             group.release(member, given_up)
 
-    def _answer(self, group: Group, member: Member) -> None:
+    def answer(self, group: Group, member: Member) -> None:
         """Answer the heartbeat that waits: the whole of what the member may read."""
         parked, member.parked = member.parked, None
         assert parked is not None
@@ -307,7 +308,7 @@ class Groups:
             self.touch(group)
             for member in group.members.values():
                 if member.pattern and member.parked is not None:
-                    self._answer(group, member)
+                    self.answer(group, member)
 
     def _asked(self, event: ev.GroupAsked, now_ns: int) -> None:
         self.around.wall_ms = event.wall_ms
@@ -328,52 +329,24 @@ class Groups:
             target = {one.member_id: [(topic, number) for topic, number in one.partitions] for one in body.targets}
             reason = group.assigned(body.number, target, body.error, now_ns)
             if reason:
-                self._warn_of_assignor(group, reason)
+                self.warn_of_assignor(group, reason)
         self.touch(group)
         self._out.append(do.Reply(request, Done()))
 
-    def _warn_of_assignor(self, group: Group, reason: str) -> None:
+    def warn_of_assignor(self, group: Group, reason: str) -> None:
+        """Tell a person why the group is sticky."""
         fields: dict[str, object] = {"group": group.group_id, "assignor": group.assignor, "reason": reason}
         self._out.append(do.Warn("a member's assignor gave no assignment: the group is sticky this time", fields))
 
     def _ticked(self, event: ev.GroupsTicked, now_ns: int) -> None:
         self.around.wall_ms = event.wall_ms
-        for group_id, check_ns in list(self._check_ns.items()):
-            if check_ns <= now_ns:
-                self._check(self.groups[group_id], now_ns)
+        self.timing.look(now_ns)
         if now_ns >= self._commits_ns:
             self._commits_ns = now_ns + self.around.config.commit_interval_ms * NS_PER_MS
             self._entries += self._requests.changes()
         if now_ns >= self._retention_ns:
             self._retention_ns = now_ns + RETENTION_INTERVAL_MS * NS_PER_MS
             self._entries += self._requests.expired()
-
-    def _check(self, group: Group, now_ns: int) -> None:
-        """Throw out who is silent, answer who has waited long enough, and find out when to look again."""
-        next_ns = now_ns + self.around.config.heartbeat_interval_ms * NS_PER_MS
-        if group.closing:
-            self.touch(group)
-        for member in list(group.members.values()):
-            ends = [member.session_ends_ns()]
-            if (revocation_ns := member.revocation_ends_ns()) is not None and not member.is_away:
-                ends.append(revocation_ns)
-            if min(ends) <= now_ns:
-                self.remove(group, member, UnknownMemberIdError(f"member {member.member_id} was silent for too long"))
-                continue
-            if member.parked is not None:
-                if member.parked.until_ns <= now_ns:
-                    self._answer(group, member)
-                else:
-                    ends.append(member.parked.until_ns)
-            next_ns = min(next_ns, *ends)
-        if group.work is not None:
-            if group.work.until_ns <= now_ns:
-                self._warn_of_assignor(group, "it did not answer in time")
-                group.give_up_work()
-                self.touch(group)
-            else:
-                next_ns = min(next_ns, group.work.until_ns)
-        self._check_ns[group.group_id] = next_ns
 
 
 def _asks(call: Callable[[Groups, Any, int], None]) -> Callable[[Groups, Any, int], None]:
