@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "topics": ("zbroker.cli.topics:topics", "Create, list, describe, alter, delete, grow and truncate topics."),
     "produce": ("zbroker.cli.produce:produce", "Send lines of a file or of stdin as records."),
     "consume": ("zbroker.cli.consume:consume", "Print records."),
+    "cluster": ("zbroker.cli.cluster:cluster", "Show processes and copies; elect leaders, move and drain copies."),
     "offsets": ("zbroker.cli.offsets:offsets", "Show the offsets of a topic's partitions."),
     "log": ("zbroker.cli.log:log", "Look at log files, with the broker up or down."),
     "config": ("zbroker.cli.config:config", "Show, explain and check settings."),

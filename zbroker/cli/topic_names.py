@@ -15,12 +15,17 @@ TIMEOUT_MS: Final = 500
 
 def complete_topics(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of topics that begin with what was typed. Empty when no broker answers in half a second."""
+    try:
+        with options_for_completion(context).admin() as admin:
+            return [CompletionItem(name) for name in admin.list_topics() if name.startswith(incomplete)]
+    except Exception:
+        return []  # A shell that completes has no place for an error.
+
+
+def options_for_completion(context: click.Context) -> Options:
+    """Where the command line being typed goes, with little patience."""
     options = Options()
     params = context.find_root().params
     options.bootstrap_servers = params.get("bootstrap_servers") or os.environ.get("ZBROKER_BOOTSTRAP_SERVERS")
     options.timeout_ms = TIMEOUT_MS
-    try:
-        with options.admin() as admin:
-            return [CompletionItem(name) for name in admin.list_topics() if name.startswith(incomplete)]
-    except Exception:
-        return []  # A shell that completes has no place for an error.
+    return options

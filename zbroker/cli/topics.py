@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,10 +16,11 @@ from zbroker.errors import OffsetOutOfRangeError, TopicAlreadyExistsError, Unkno
 from zbroker.ids import TopicPartition
 
 if TYPE_CHECKING:
-    from zbroker.client.admin import AdminClient, TopicDescription
+    from zbroker.client.admin import AdminClient, CopyDescription, TopicDescription
 
 _COLUMNS: Final = (
-    "PARTITION", "LEADER", "EPOCH", "REPLICAS", "ISR", "ELR", "START-OFFSET", "END-OFFSET", "SIZE",
+    "PARTITION", "LEADER", "PID", "EPOCH", "REPLICAS", "ISR", "ELR", "START-OFFSET", "HIGH-WATERMARK", "END-OFFSET",
+    "LAG", "SIZE",
 )  # fmt: skip
 _CONFIG_HELP: Final = "A setting, such as retention.ms=7d or segment.bytes=64MiB; repeatable."
 
@@ -131,14 +132,27 @@ def _row(topic: str, partition: Any, ends: Mapping[TopicPartition, tuple[int, in
     return [
         partition.partition,
         partition.leader_name,
+        partition.leader_pid,
         partition.leader_epoch,
-        ",".join(map(str, partition.replicas)),
-        ",".join(map(str, partition.isr)),
-        ",".join(map(str, partition.elr)) or None,
+        _names(partition.copies),
+        _names(copy for copy in partition.copies if copy.is_in_sync),
+        _names(copy for copy in partition.copies if copy.is_eligible) or None,
         start,
         end,
+        end if partition.log_end is None else partition.log_end,
+        _lags(partition.copies),
         partition.size_bytes,
     ]
+
+
+def _names(copies: Iterable[CopyDescription]) -> str:
+    return ",".join(copy.process for copy in copies)
+
+
+def _lags(copies: Iterable[CopyDescription]) -> str | None:
+    """Of each follower: how many records it is behind its leader, `?` where the leader has not heard of it."""
+    behind = [copy for copy in copies if not copy.is_leader]
+    return ",".join("?" if copy.lag_records is None else str(copy.lag_records) for copy in behind) or None
 
 
 def _ends_by_request(
