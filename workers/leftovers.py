@@ -20,6 +20,7 @@ def remove_all(paths: Paths) -> None:
     shutil.rmtree(paths.memory_dir, ignore_errors=True)
     reaper.sweep(paths.run_dir, paths.boards_dir)
     _remove_if_empty(paths.boards_dir)
+    _remove_if_empty(paths.groups_dir)
     if paths.boards_dir.parent != paths.run_dir:
         _remove_if_empty(paths.boards_dir.parent)
 
