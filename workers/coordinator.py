@@ -216,7 +216,7 @@ class Coordinator:
                 return
             event = event_of(request, body)
         except BrokerError as error:
-            self._reply(do.Reply(request, None, error.code, error.message))
+            self._reply(do.Reply(request, None, error.code, error.wire_text))
             return
         if isinstance(event, ev.ProcessRegistered):
             name = ids.process_name(event.register.number)

@@ -162,7 +162,7 @@ class ServedLane:
             if not self._lane.replies.try_write(frames):
                 self.outbox.append(frames)
         except MessageSizeTooLargeError as error:
-            refusal = (pack_reply(unpack_header(frames[0]), error.code), error.message.encode())
+            refusal = (pack_reply(unpack_header(frames[0]), error.code), error.wire_text.encode())
             self.outbox.append(refusal)
             self.flush()
         except BrokerError as error:

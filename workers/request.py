@@ -66,4 +66,4 @@ class Request:
         header = self.header
         if header.api == Api.PRODUCE and header.acks == 0:
             return
-        self.route.send((pack_reply(header, error.code), error.message.encode()))
+        self.route.send((pack_reply(header, error.code), error.wire_text.encode()))

@@ -130,7 +130,7 @@ class Router:
                 self._forward(header, sender, peer, frames[1:])
         except BrokerError as error:
             self._note(f"client {PEER.unpack(peer)[2]}", error)
-            self._deliver(sender, [sender.routing_id, pack_reply(header, error.code), error.message.encode()])
+            self._deliver(sender, [sender.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
 
     def _refuse_unread(self, sender: Peer, frame: Any, error: BrokerError) -> None:
         """Another version is answered in what all versions share; bytes that are no header are answered by nothing."""
@@ -138,7 +138,7 @@ class Router:
         if isinstance(error, UnsupportedVersionError):
             reply = pack_version_refusal(frame.buffer[:HEADER_BYTES], error.code)
             if reply is not None:
-                self._deliver(sender, [sender.routing_id, reply, error.message.encode()])
+                self._deliver(sender, [sender.routing_id, reply, error.wire_text.encode()])
 
     def _welcome(self, sender: Peer, header: Header, body: Any) -> None:
         if header.api != Api.HELLO:
@@ -205,7 +205,7 @@ class Router:
         except BrokerError as error:
             self._note(f"process {PEER.unpack(peer)[2]}", error)
             if header.kind == REQUEST:
-                self._deliver(sender, [sender.routing_id, pack_reply(header, error.code), error.message.encode()])
+                self._deliver(sender, [sender.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
 
     def _meet(self, sender: Peer, peer: bytes, header: Header, hello: ProcessHello) -> None:
         if not _may_be_process(hello.number):
@@ -265,7 +265,7 @@ class Router:
         if header.kind == REQUEST:
             asker = Peer(return_address[:1], return_address[1:])
             error = _absent(header.target)
-            self._deliver(asker, [asker.routing_id, pack_reply(header, error.code), error.message.encode()])
+            self._deliver(asker, [asker.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
 
     def _count(self, size_bytes: int) -> None:
         self._forwarded_count += 1

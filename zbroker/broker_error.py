@@ -17,5 +17,10 @@ class BrokerError(Exception):
             self.hint = hint
         super().__init__(self.message)
 
+    @property
+    def wire_text(self) -> str:
+        """What a reply carries: the message, and in a second line the hint, if it is not that of every such error."""
+        return self.message if self.hint == type(self).hint else f"{self.message}\n{self.hint}"
+
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -391,10 +391,10 @@ def _codes() -> dict[int, type[BrokerError]]:
 CODES = _codes()
 
 
-def error_for(code: int, message: str = "") -> BrokerError:
-    """Give the error of a number other than 0. An unknown number gives `UnknownError` that names it."""
+def error_for(code: int, wire_text: str = "") -> BrokerError:
+    """Give the error of a number other than 0 and a `wire_text`. An unknown number gives `UnknownError`."""
     assert code != 0, "0 is success"
-    found = CODES.get(code)
-    if found is None:
-        return UnknownError(f"error {code}: {message}")
-    return found(message)
+    message, _, hint = wire_text.partition("\n")
+    if code not in CODES:
+        return UnknownError(f"error {code}: {message}", hint=hint)
+    return CODES[code](message, hint=hint)

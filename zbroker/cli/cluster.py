@@ -113,7 +113,8 @@ def move(options: Options, partition: str, target: str, source: str | None, no_w
         return [tp]
 
     def left(topics: dict[str, TopicDescription]) -> int:
-        copies = topics[topic].partitions[tp.partition].copies if topic in topics else []
+        partitions = topics[topic].partitions if topic in topics else []
+        copies = [copy for one in partitions if one.partition == tp.partition for copy in one.copies]
         return int(not any(copy.process == target and copy.is_in_sync for copy in copies))
 
     _follow(options, ask, left, f"moving {partition}", no_wait=no_wait)

@@ -1,6 +1,7 @@
 """Ask the leaders for offsets: where logs begin and end, and what was written when.
 
-Guarantees: every partition's own leader is asked, again after a change of leaders, until `request_timeout_ms` are over;
+Guarantees: every partition's own leader is asked, again after a change of leaders and after a second without an
+answer (a leader that hangs is replaced by then), until `request_timeout_ms` are over;
 a topic that does not exist is an error at once.
 """
 
@@ -12,13 +13,20 @@ from typing import Final
 
 from zbroker.client.connection import Connection
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import BrokerError, LeaderNotAvailableError, NotLeaderForPartitionError, error_for
+from zbroker.errors import (
+    BrokerError,
+    LeaderNotAvailableError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+    error_for,
+)
 from zbroker.ids import TopicPartition
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import Api
 from zbroker.wire.messages import ListOffsetsReply, ListOffsetsRequest, OffsetAnswer, OffsetQuery
 
 QUERIES_MAX: Final = 500  # of one request: it fits into a lane
+_ATTEMPT_MS: Final = 1_000
 _BACKOFF_MS: Final = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -32,7 +40,7 @@ def ask_offsets(connection: Connection, queries: Mapping[TopicPartition, int]) -
         try:
             found.update(_ask_once(connection, left, refresh=tries > 0))
             left = {tp: what for tp, what in left.items() if tp not in found}
-        except (LeaderNotAvailableError, NotLeaderForPartitionError):
+        except (LeaderNotAvailableError, NotLeaderForPartitionError, RequestTimedOutError):
             if time.monotonic_ns() > deadline_ns:
                 raise
             connection.wait_for(lambda: False, _BACKOFF_MS[min(tries, len(_BACKOFF_MS) - 1)])
@@ -54,7 +62,7 @@ def _ask_once(
         for first in range(0, len(entries), QUERIES_MAX):
             part = entries[first : first + QUERIES_MAX]
             body = encode(ListOffsetsRequest([query for _, query in part]))
-            frames = connection.request(leader, Api.LIST_OFFSETS, [body], timeout_ms=1_000, repeats=False)
+            frames = connection.request(leader, Api.LIST_OFFSETS, [body], timeout_ms=_ATTEMPT_MS, repeats=False)
             for (tp, _), answer in zip(part, decode(ListOffsetsReply, frames[0]).partitions, strict=True):
                 if answer.error:
                     raise _error(tp, answer)

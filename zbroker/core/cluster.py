@@ -123,13 +123,13 @@ class Cluster:
         try:
             return self._processes.registered(event, now_ns)
         except BrokerError as error:
-            return [do.Reply(event.request, None, error.code, error.message)]
+            return [do.Reply(event.request, None, error.code, error.wire_text)]
 
     def _asked(self, event: ev.Asked, now_ns: int) -> list[Effect]:
         try:
             return self._serve(event, now_ns)
         except BrokerError as error:
-            return [do.Reply(event.request, None, error.code, error.message)]
+            return [do.Reply(event.request, None, error.code, error.wire_text)]
 
     def _serve(self, event: ev.Asked, now_ns: int) -> list[Effect]:
         topics = self._topics

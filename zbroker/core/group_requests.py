@@ -293,14 +293,14 @@ def _removal(group_id: str, topic: str, key: Key) -> OffsetEntry:
 
 
 def _named(name: str, error: BrokerError | None) -> GroupResult:
-    return GroupResult(name, 0, "") if error is None else GroupResult(name, error.code, error.message)
+    return GroupResult(name, 0, "") if error is None else GroupResult(name, error.code, error.wire_text)
 
 
 def _result(one: OffsetToCommit, key: Key | None, error: BrokerError | None) -> OffsetResult:
     topic_id = one.topic_id if key is None else key[0]
     if error is None:
         return OffsetResult(one.topic, topic_id, one.partition, 0, "")
-    return OffsetResult(one.topic, topic_id, one.partition, error.code, error.message)
+    return OffsetResult(one.topic, topic_id, one.partition, error.code, error.wire_text)
 
 
 def _answer(request: object, results: list[OffsetResult]) -> Callable[[BrokerError | None], Effect]:

@@ -252,7 +252,7 @@ class Groups:
     def remove(self, group: Group, member: Member, error: BrokerError) -> None:
         """A member is gone; who asks for it hears `error`."""
         if member.parked is not None:
-            self._out.append(do.Reply(member.parked.request, None, error.code, error.message))
+            self._out.append(do.Reply(member.parked.request, None, error.code, error.wire_text))
             member.parked = None
         self._unwatch(group, member)
         group.remove(member)
@@ -277,7 +277,7 @@ class Groups:
 
         def answer(error: BrokerError | None) -> Effect:
             if error is not None:
-                return do.Reply(request, None, error.code, error.message)
+                return do.Reply(request, None, error.code, error.wire_text)
             return do.Reply(request, Done())
 
         self.commit(entries, durable=False, then=answer)
@@ -356,7 +356,7 @@ def _asks(call: Callable[[Groups, Any, int], None]) -> Callable[[Groups, Any, in
         try:
             call(groups, event, now_ns)
         except BrokerError as error:
-            groups.reply(do.Reply(event.request, None, error.code, error.message))
+            groups.reply(do.Reply(event.request, None, error.code, error.wire_text))
 
     return guarded
 

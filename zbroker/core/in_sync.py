@@ -96,9 +96,9 @@ class InSyncCopies:
         except InvalidUpdateVersionError as error:
             found = self._state.image.partition(event.wanted.topic_id, event.wanted.partition)
             assert found is not None
-            return [do.Reply(event.request, None, error.code, error.message), *self._state.news([found])]
+            return [do.Reply(event.request, None, error.code, error.wire_text), *self._state.news([found])]
         except BrokerError as error:
-            return [do.Reply(event.request, None, error.code, error.message)]
+            return [do.Reply(event.request, None, error.code, error.wire_text)]
         change = change_of(partition, after)
         if change is None:
             return [self._altered(event, partition)]
@@ -109,7 +109,7 @@ class InSyncCopies:
             entries,
             durable=is_smaller,
             then=lambda _: [self._altered(event, partition)],
-            otherwise=lambda error, _: [do.Reply(event.request, None, error.code, error.message)],
+            otherwise=lambda error, _: [do.Reply(event.request, None, error.code, error.wire_text)],
         )
 
     def _altered(self, event: ev.IsrAlterationAsked, partition: Partition) -> Effect:

@@ -52,7 +52,7 @@ class MoveRequests:
                 partition = self._partition(topic, number)
                 is_begun = self._force(partition, now_ns) if body.unclean else self._prefer(partition)
             except BrokerError as error:
-                results.append(PartitionResult(topic, number, error.code, error.message))
+                results.append(PartitionResult(topic, number, error.code, error.wire_text))
                 continue
             if is_begun:
                 keys[partition.key] = (topic, number)

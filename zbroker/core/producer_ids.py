@@ -79,5 +79,5 @@ class ProducerIdBlocks:
             entries,
             durable=True,
             then=written,
-            otherwise=lambda error, _: [do.Reply(event.request, None, error.code, error.message)],
+            otherwise=lambda error, _: [do.Reply(event.request, None, error.code, error.wire_text)],
         )

@@ -225,4 +225,4 @@ class TopicChanges:
 
 def refuse(event: ev.Asked) -> Otherwise:
     """Answer with the reason why the log could not take what was asked."""
-    return lambda error, _: [do.Reply(event.request, None, error.code, error.message)]
+    return lambda error, _: [do.Reply(event.request, None, error.code, error.wire_text)]
