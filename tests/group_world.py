@@ -8,6 +8,7 @@ member still reads.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from zbroker.config.schema import ServerConfig
 from zbroker.core import effects as do
@@ -137,6 +138,7 @@ class World:
             setattr(self.config.groups, name, value)
         self.replies: dict[object, Message | int] = {}
         self.watched: set[int] = set()
+        self.dead: set[int] = set()
         self.warnings: list[str] = []
         self.members: dict[str, ModelMember] = {}
         self._copy_id = 0
@@ -183,6 +185,8 @@ class World:
                         queue.insert(0, self._append(effect))
                     case ev.WatchMemberProcess():
                         self.watched.add(effect.incarnation)
+                        if effect.incarnation in self.dead:
+                            queue.append(ev.MemberProcessDied(effect.incarnation))
                     case do.Warn():
                         self.warnings.append(str(effect.fields.get("reason")))
                     case _:
@@ -250,6 +254,7 @@ class World:
     def die(self, member: ModelMember) -> None:
         """SIGKILL the member's process."""
         del self.members[member.member_id]
+        self.dead.add(member.incarnation)
         self.take(ev.MemberProcessDied(member.incarnation))
         self.run()
 
@@ -292,7 +297,7 @@ class ModelMember:
     answer: wire.GroupAssignment | None = None
 
     def __post_init__(self) -> None:
-        self.incarnation = self.incarnation or abs(hash(self.member_id)) % (1 << 40) + (1 << 30)
+        self.incarnation = self.incarnation or crc32(self.member_id.encode()) + (1 << 33)
 
     def beat(self, **changes: object) -> int:
         """Send a heartbeat."""

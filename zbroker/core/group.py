@@ -279,10 +279,10 @@ class Group:
 
     def _common_assignor(self) -> str:
         """The first name of the member that joined first that all have; sticky when nobody is here to run another."""
-        oldest = next(iter(self.members.values()))
-        for name in oldest.assignors:
-            sharers = [one for one in self.members.values() if name in one.assignors]
-            if len(sharers) == len(self.members) and (name in ASSIGNORS or any(not one.is_away for one in sharers)):
+        known = [one for one in self.members.values() if one.assignors]
+        for name in known[0].assignors if known else ():
+            sharers = [one for one in known if name in one.assignors]
+            if len(sharers) == len(known) and (name in ASSIGNORS or any(not one.is_away for one in sharers)):
                 return name
         return STICKY
 

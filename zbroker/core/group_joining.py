@@ -8,6 +8,7 @@ from zbroker.config.schema import GroupsSection
 from zbroker.core.group_events import FoundMember
 from zbroker.core.group_member import Holding, Member
 from zbroker.core.group_offsets import Committed, Offsets
+from zbroker.core.image import Image
 from zbroker.errors import InvalidGroupIdError, InvalidRequestError, InvalidSessionTimeoutError
 from zbroker.wire.group_messages import GroupHeartbeat
 
@@ -58,8 +59,8 @@ def joined(body: GroupHeartbeat, incarnation: int, now_ns: int) -> Member:
     return member
 
 
-def restored(found: FoundMember, offsets: Offsets, now_ns: int) -> Member:
-    """A member of before. What it wants is not known until it is heard; what it holds is what it had."""
+def restored(found: FoundMember, offsets: Offsets, image: Image, now_ns: int) -> Member:
+    """A member of before. What it holds is what it had; until it is heard, it wants the topics of that."""
     holdings = {}
     for one in found.slots:
         if one.is_open:
@@ -78,6 +79,7 @@ def restored(found: FoundMember, offsets: Offsets, now_ns: int) -> Member:
         max_poll_interval_ms=found.max_poll_interval_ms,
         polled_ns=now_ns,
         epoch=found.member_epoch,
+        topics=tuple(sorted({image.topics[key[0]].name for key in holdings if key[0] in image.topics})),
         holdings=holdings,
         target=frozenset(holdings),
         away_since_ns=found.away_since_ns,

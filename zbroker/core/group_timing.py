@@ -5,7 +5,7 @@ A group is looked at when something of it is due, and not before: ten thousand m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zbroker.clock import NS_PER_MS
 from zbroker.core.group import Group
@@ -13,6 +13,9 @@ from zbroker.errors import UnknownMemberIdError
 
 if TYPE_CHECKING:
     from zbroker.core.groups import Groups
+
+GROUPS_A_LOOK: Final = 50
+LOOKS_FOR_ALL: Final = 10
 
 
 class GroupTiming:
@@ -31,10 +34,11 @@ class GroupTiming:
         self._due_ns.pop(group.group_id, None)
 
     def look(self, now_ns: int) -> None:
-        """Do what is due in every group."""
-        for group_id, due_ns in list(self._due_ns.items()):
-            if due_ns <= now_ns:
-                self._due_ns[group_id] = self._check(self._groups.groups[group_id], now_ns)
+        """Do what is due: in a share of the groups at once, so that ten thousand members do not hold up an election."""
+        due = [group_id for group_id, due_ns in self._due_ns.items() if due_ns <= now_ns]
+        for group_id in due[: max(GROUPS_A_LOOK, len(self._due_ns) // LOOKS_FOR_ALL)]:
+            del self._due_ns[group_id]  # so that it stands last, and others have their turn
+            self._due_ns[group_id] = self._check(self._groups.groups[group_id], now_ns)
 
     def _check(self, group: Group, now_ns: int) -> int:
         """Throw out who is silent, answer who has waited long enough. Returns when to look again."""

@@ -152,7 +152,7 @@ class Groups:
         self.around.wall_ms = event.wall_ms
         for found in event.members:
             group = self.groups.setdefault(found.group_id, Group(found.group_id, self.around))
-            member = restored(found, self.around.offsets, now_ns)
+            member = restored(found, self.around.offsets, self.around.image, now_ns)
             if member.member_id in group.members:
                 continue
             group.add(member)
