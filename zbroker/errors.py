@@ -9,8 +9,6 @@ kafka-python's `kafka.errors`); zbroker's own begin at 1000. A number never chan
 
 from __future__ import annotations
 
-import builtins
-
 from zbroker.broker_error import BrokerError as BrokerError
 from zbroker.group_errors import CommitFailedError as CommitFailedError
 from zbroker.group_errors import FencedInstanceIdError as FencedInstanceIdError
@@ -24,6 +22,7 @@ from zbroker.group_errors import InvalidSessionTimeoutError as InvalidSessionTim
 from zbroker.group_errors import NonEmptyGroupError as NonEmptyGroupError
 from zbroker.group_errors import NotCoordinatorError as NotCoordinatorError
 from zbroker.group_errors import OffsetMetadataTooLargeError as OffsetMetadataTooLargeError
+from zbroker.group_errors import RebalanceListenerError as RebalanceListenerError
 from zbroker.group_errors import StaleMemberEpochError as StaleMemberEpochError
 from zbroker.group_errors import UnknownMemberIdError as UnknownMemberIdError
 from zbroker.group_errors import UnreleasedInstanceIdError as UnreleasedInstanceIdError
@@ -348,7 +347,7 @@ class BrokerNotAvailableError(BrokerError):
     hint = "zbroker serve starts a broker; bootstrap_servers or ZBROKER_BOOTSTRAP_SERVERS says where it is"
 
 
-class TimeoutError_(BrokerError, builtins.TimeoutError):  # noqa: N801, N818 - the built-in's name, kept apart from it
+class TimeoutError_(BrokerError, TimeoutError):  # noqa: N801, N818 - the built-in's name, kept apart from it
     """The call did not finish within its time."""
 
     code = 1007

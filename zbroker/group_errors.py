@@ -112,3 +112,10 @@ class CommitFailedError(BrokerError):
 
     code = 1009
     hint = "max_poll_interval_ms; commit in the listener's on_partitions_revoked"
+
+
+class RebalanceListenerError(BrokerError):
+    """The listener of a subscription raised: what it was told of did not happen, and it is told again."""
+
+    code = 1010
+    hint = "the cause is the exception before this one"

@@ -8,7 +8,9 @@ given out; what an exception or Ctrl-C interrupts was not given out. Local consu
 nothing but to be woken; with `transport="zmq"` or `tcp://` the same comes by messages. Reading goes on while the
 coordinator is away, and over the death of a worker.
 
-One thread uses a consumer at a time; `wakeup` and `close` may come from others. There are no groups yet.
+With a `group_id` the consumers of the group share the partitions of their topics; see `membership` for what holds then.
+
+One thread uses a consumer at a time; `wakeup` and `close` may come from others.
 """
 
 from __future__ import annotations
@@ -16,18 +18,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
+from zbroker.client.commit_calls import CommitCalls, Partition
 from zbroker.client.fetcher import Fetcher
+from zbroker.client.membership import Membership
 from zbroker.client.offsets import ask_offsets
 from zbroker.client.settings import ConsumerSettings, read_settings
 from zbroker.client.single_use import SingleUse
 from zbroker.client.sleep import WakeableConnection
 from zbroker.client.subscription import Assigned, RebalanceListener, Subscription
+from zbroker.client.topic_queries import TopicQueries
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import ClosedError, ConfigError, TimeoutError_
 from zbroker.ids import TopicPartition
-from zbroker.record.records import ConsumerRecord, OffsetAndTimestamp
+from zbroker.record.records import ConsumerRecord
 from zbroker.record.view import RecordBatch
 from zbroker.wire.messages import EARLIEST, LATEST
 
@@ -42,13 +47,11 @@ else:
     V = TypeVar("V")
 T = TypeVar("T")
 
-Partition: TypeAlias = TopicPartition | tuple[str, int]
-
 WAIT_MS_MAX: Final = 3_600_000.0  # of one wait; an endless one is many
 CLOSE_TIMEOUT_MS: Final = 5_000
 
 
-class Consumer(Generic[K, V]):
+class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
     """See the module. Settings are those of `ConsumerSettings`.
 
     `isolation_level="read_durable"` gives out only what has been synced on the leader's disk: records of `acks="fsync"`
@@ -66,11 +69,18 @@ class Consumer(Generic[K, V]):
             raise ConfigError("Consumer() takes one mapping of settings")
         topics = [one for one in topics_or_config if isinstance(one, str)]
         self.settings = read_settings(ConsumerSettings, mappings[0] if mappings else None, settings)
-        self._subscription = Subscription(self.settings.auto_offset_reset)
+        is_grouped = self.settings.group_id is not None
+        self._subscription = Subscription(self.settings.auto_offset_reset, is_grouped=is_grouped)
         if topics:
             self._subscription.subscribe(topics, None)
         self._connection = WakeableConnection(self.settings)
         self._fetcher = Fetcher(self._connection, self.settings, self._subscription)
+        self._group, self._stores = None, {}
+        if is_grouped:
+            group = self._group = Membership(
+                self.settings, self._connection, self._subscription, self._fetcher.topology, self._fetcher.note_and_wake
+            )
+            self._fetcher.service, self._stores = group.service, group.commits.stores
         self._use = SingleUse("Consumer", self._fetcher.wake, self._release)
 
     # --- what is read ------------------------------------------------------------------------------------------------
@@ -83,6 +93,7 @@ class Consumer(Generic[K, V]):
         listener: RebalanceListener | None = None,
         on_assign: Callable[[Collection[TopicPartition]], None] | None = None,
         on_revoke: Callable[[Collection[TopicPartition]], None] | None = None,
+        on_lost: Callable[[Collection[TopicPartition]], None] | None = None,
     ) -> None:
         """Read all partitions of these topics, or of those whose whole name matches the pattern, now and later.
 
@@ -91,11 +102,13 @@ class Consumer(Generic[K, V]):
         `assign`, InvalidTopicError, re.error.
         """
         with self._use:
-            self._subscription.subscribe(topics, pattern, listener, on_assign, on_revoke)
+            self._subscription.subscribe(topics, pattern, listener, on_assign, on_revoke, on_lost)
 
     def unsubscribe(self) -> None:
-        """Read nothing until the next `subscribe` or `assign`."""
+        """Read nothing until the next `subscribe` or `assign`; leave the group."""
         with self._use:
+            if self._group is not None:
+                self._group.leave(CLOSE_TIMEOUT_MS / 1000, is_final=False)
             self._subscription.unsubscribe()
 
     def subscription(self) -> set[str]:
@@ -104,9 +117,12 @@ class Consumer(Generic[K, V]):
             return self._subscription.followed()
 
     def assign(self, partitions: Iterable[Partition]) -> None:
-        """Read exactly these partitions; one that was read before goes on at its position."""
+        """Read exactly these partitions; one that was read before goes on at its position, another one with a
+        `group_id` where the group has committed. No member of the group is to read them as well."""
         with self._use:
             self._subscription.assign(partitions)
+            if self._group is not None:
+                self._group.start_assigned()
 
     def assignment(self) -> set[TopicPartition]:
         """The partitions that are read; those of a subscription are known after the first `poll`."""
@@ -146,14 +162,14 @@ class Consumer(Generic[K, V]):
         count_max = self._count(max_records)
         with self._use:
             self._subscription.moves += 1
-            return self._search(lambda: self._fetcher.collect(count_max), timeout_ms)
+            return self._search(lambda: self._fetcher.collect(count_max), timeout_ms, is_poll=True)
 
     def consume(self, max_records: int = 1, *, timeout_ms: float | None = None) -> list[ConsumerRecord[K, V]]:
         """As `poll`, as one list. `timeout_ms` None: waits for the first record without end."""
         count_max = self._count(max_records)
         with self._use:
             self._subscription.moves += 1
-            found = self._search(lambda: self._fetcher.collect(count_max), timeout_ms)
+            found = self._search(lambda: self._fetcher.collect(count_max), timeout_ms, is_poll=True)
         lists = iter(found.values())
         records = next(lists, [])
         for more in lists:
@@ -199,14 +215,28 @@ class Consumer(Generic[K, V]):
     def _next(self, timeout_ms: float | None, *, as_batches: bool) -> Assigned | None:
         try:
             with self._use:
-                one = self._search(lambda: self._fetcher.next_run(as_batches=as_batches), timeout_ms)
+                one = self._search(lambda: self._fetcher.next_run(as_batches=as_batches), timeout_ms, is_poll=True)
                 if one is not None:
                     one.was_read = True
+                if self._group is not None:
+                    self._group.running = one
                 return one
         except ClosedError:
             return None
 
-    def _search(self, find: Callable[[], T], timeout_ms: float | None) -> T:
+    def _search(self, find: Callable[[], T], timeout_ms: float | None, *, is_poll: bool = False) -> T:
+        group = self._group
+        if group is None or not is_poll:
+            return self._search_on(find, timeout_ms)
+        group.begin_poll()
+        try:
+            found = self._search_on(find, timeout_ms)
+            group.in_hand = bool(found)
+            return found
+        finally:
+            group.end_poll()
+
+    def _search_on(self, find: Callable[[], T], timeout_ms: float | None) -> T:
         """Call `find` until it gives something, the time is over, or somebody wakes or closes this consumer."""
         found = find()
         if found:
@@ -248,8 +278,11 @@ class Consumer(Generic[K, V]):
     def _chosen(self, partitions: Collection[Partition]) -> list[Assigned]:
         """Assigned partitions by name, or all; a subscription that was not looked up yet is looked up."""
         if self._subscription.is_subscribed and not self._subscription.assigned:
-            self._search(lambda: self._fetcher.look_up(), self.settings.request_timeout_ms)
+            self._search(self._is_known, self.settings.request_timeout_ms)
         return self._subscription.chosen(partitions)
+
+    def _is_known(self) -> bool:
+        return self._fetcher.look_up() and (self._group is None or self._group.is_settled)
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Go on at `offset`. One that the log does not have shows at the next `poll`."""
@@ -297,30 +330,6 @@ class Consumer(Generic[K, V]):
                 one.seek(max(starts[one.tp].offset, ends[one.tp].offset - count))
             self._subscription.moves += 1
 
-    def offsets_for_times(
-        self, timestamps: Mapping[TopicPartition, int]
-    ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
-        """The first record of each partition that is as late as its time in ms; None where there is none."""
-        with self._use:
-            found = ask_offsets(self._connection, {TopicPartition(*tp): when for tp, when in timestamps.items()})
-        return {
-            tp: OffsetAndTimestamp(one.offset, one.timestamp_ms) if one.offset >= 0 else None
-            for tp, one in found.items()
-        }
-
-    def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[TopicPartition, int]:
-        """Offset of the first record that each partition still has."""
-        return self._ends(partitions, EARLIEST)
-
-    def end_offsets(self, partitions: Iterable[Partition]) -> dict[TopicPartition, int]:
-        """Offset behind the last record of each partition that readers may read."""
-        return self._ends(partitions, LATEST)
-
-    def _ends(self, partitions: Iterable[Partition], which: int) -> dict[TopicPartition, int]:
-        with self._use:
-            found = ask_offsets(self._connection, {TopicPartition(*tp): which for tp in partitions})
-        return {tp: one.offset for tp, one in found.items()}
-
     def highwater(self, partition: Partition) -> int | None:
         """The high watermark: live where it is mapped, else as of the last fetch; None before that."""
         with self._use:
@@ -338,17 +347,6 @@ class Consumer(Generic[K, V]):
                 if one.source is not None and one.source.is_local:
                     ends[one.tp] = one.source.high_watermark() or 0
             return {tp: max(0, ends[tp] - position) for tp, position in positions.items()}
-
-    def topics(self) -> set[str]:
-        """Names of all topics."""
-        with self._use:
-            return set(self._connection.metadata(None, refresh=True).topics)
-
-    def partitions_for_topic(self, topic: str) -> set[int]:
-        """Numbers of a topic's partitions. Raises UnknownTopicOrPartitionError."""
-        with self._use:
-            found = self._connection.metadata([topic], refresh=True).topic(topic)
-            return {info.partition for info in found.partitions}
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -368,8 +366,12 @@ class Consumer(Generic[K, V]):
 
     def _release(self) -> None:
         self._subscription.moves += 1
-        self._fetcher.close()
-        self._connection.close()
+        try:
+            if self._group is not None:
+                self._group.close(CLOSE_TIMEOUT_MS / 1000)
+        finally:
+            self._fetcher.close()
+            self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -377,6 +379,8 @@ class Consumer(Generic[K, V]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._group is not None:
+            self._group.is_failed = error is not None
         self.close()
 
     def __reduce__(self) -> Any:

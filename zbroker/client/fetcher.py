@@ -10,6 +10,7 @@ leader is known.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from zbroker.client.batch_run import Decoding
@@ -51,6 +52,8 @@ class Fetcher:
         self._seen_count = 0
         self._hold_until_ns = 0
         self._error: BrokerError | None = None
+        self.service: Callable[[], None] | None = None
+        """What a group has to do before each search."""
         self.sleep = Sleep(connection, settings)
         self.topology = Topology(connection, self.sleep.note)
         self._remote = RemoteFetch(connection, settings, self.sleep.note)
@@ -184,6 +187,8 @@ class Fetcher:
     def _prepare(self) -> list[Assigned]:
         """The partitions in their order, with sources for all whose leader is known."""
         subscription, topology = self._subscription, self.topology
+        if self.service is not None:
+            self.service()
         if topology.count != self._seen_count or subscription.changes != self._order_changes:
             if topology.count != self._seen_count:
                 self._seen_count = topology.count
@@ -334,6 +339,11 @@ class Fetcher:
             return True
         self._hold_until_ns = 0
         return False
+
+    def note_and_wake(self) -> None:
+        """There is something else to do than to read: whoever sleeps should look. Any thread."""
+        self.sleep.note()
+        self._connection.wake()
 
     def wake(self) -> None:
         """End the sleep that is under way, or the next one. Any thread."""

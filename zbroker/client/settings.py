@@ -7,6 +7,7 @@ name raises ConfigError with the nearest known one; every number is within its b
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -59,11 +60,21 @@ class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
 
 
 class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a Consumer. Kafka's group settings are not here: this version has no groups.
+    """Settings of a Consumer. Those of groups need a `group_id`.
 
-    `isolation_level`: "read_durable" holds back what has not been synced yet (see `Consumer`).
+    `partition_assignment_strategy`: "sticky", "range", "roundrobin", "single-active", a callable (see `assignors`), or
+    a list of them, the one that is wanted most first. `isolation_level`: "read_durable" holds back what has not been
+    synced yet (see `Consumer`).
     """
 
+    group_id: str | None = None
+    group_instance_id: str | None = None
+    partition_assignment_strategy: Any = ("sticky",)
+    enable_auto_commit: bool = True
+    auto_commit_interval_ms: Milliseconds = 5_000
+    session_timeout_ms: PositiveMs = 45_000
+    heartbeat_interval_ms: PositiveMs = 3_000
+    max_poll_interval_ms: PositiveMs = 300_000
     auto_offset_reset: Literal["earliest", "latest", "none"] = "latest"
     max_poll_records: Positive = 500
     fetch_min_bytes: Positive = 1
@@ -77,6 +88,7 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     value_deserializer: Callable[[bytes], Any] | None = None
 
 
+GROUP_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 GROUP_SETTINGS = frozenset(
     {
         "group_id",
@@ -91,7 +103,15 @@ GROUP_SETTINGS = frozenset(
 )
 
 _CALLABLE = frozenset(
-    {"partitioner", "key_serializer", "value_serializer", "key_deserializer", "value_deserializer", "on_delivery"}
+    {
+        "partitioner",
+        "partition_assignment_strategy",
+        "key_serializer",
+        "value_serializer",
+        "key_deserializer",
+        "value_deserializer",
+        "on_delivery",
+    }
 )
 
 S = TypeVar("S", bound=ConnectionSettings)
@@ -104,11 +124,7 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
     for source in (mapping or {}, keywords):
         for name, value in source.items():
             snake = name.replace(".", "_")
-            if snake in GROUP_SETTINGS and value is not None:
-                raise ConfigError(
-                    f"{name}: consumer groups are not part of this version; leave it out, or use assign()"
-                )
-            if snake in GROUP_SETTINGS:
+            if snake in GROUP_SETTINGS and value is None:
                 continue
             if snake not in known:
                 close = difflib.get_close_matches(snake, known, n=1, cutoff=0.5)
@@ -125,7 +141,23 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
         setattr(settings, name, call)
     if isinstance(settings, ProducerSettings):
         _check_producer(settings, "enable_idempotence" in merged)
+    if isinstance(settings, ConsumerSettings):
+        _check_consumer(settings)
     return settings
+
+
+def _check_consumer(settings: ConsumerSettings) -> None:
+    if settings.group_id is not None and not GROUP_NAME.fullmatch(settings.group_id):
+        raise ConfigError(f"group_id: {settings.group_id!r:.300} is not 1 to 249 of [a-zA-Z0-9._-]")
+    if settings.group_instance_id is not None:
+        if settings.group_id is None:
+            raise ConfigError("group_instance_id: needs a group_id")
+        if not GROUP_NAME.fullmatch(settings.group_instance_id):
+            raise ConfigError(
+                f"group_instance_id: {settings.group_instance_id!r:.300} is not 1 to 249 of [a-zA-Z0-9._-]"
+            )
+    if settings.group_id is not None and settings.heartbeat_interval_ms >= settings.session_timeout_ms:
+        raise ConfigError("heartbeat_interval_ms: must be below session_timeout_ms")
 
 
 def _check_producer(settings: ProducerSettings, is_idempotence_asked: bool) -> None:

@@ -36,6 +36,7 @@ class Topology:
         self._answered_ns = 0
         self._next_ns = 0
         self._tries = 0
+        self._is_expired = False
         self._asked: tuple[str, ...] | None = ()
         self.view = ClusterView()
         self.covered: frozenset[str] | None = frozenset()
@@ -43,8 +44,8 @@ class Topology:
 
     @property
     def is_old(self) -> bool:
-        """Whether `metadata_max_age_ms` has passed since the last answer."""
-        return time.monotonic_ns() - self._answered_ns > self._max_age_ns
+        """Whether `metadata_max_age_ms` has passed since the last answer, or it was declared too old."""
+        return self._is_expired or time.monotonic_ns() - self._answered_ns > self._max_age_ns
 
     @property
     def wait_ms(self) -> float:
@@ -57,6 +58,15 @@ class Topology:
         """Everything is as it should be: the next question need not wait."""
         self._tries = 0
         self._next_ns = 0
+
+    def expire(self) -> int:
+        """What is known is too old. Returns the `count` of the first answer that is not."""
+        if self._correlation is not None:
+            self._connection.forget(self._correlation)
+            self._correlation = None
+        self._is_expired = True
+        self._next_ns = 0
+        return self.count + 1
 
     def ask(self, topics: Iterable[str] | None) -> None:
         """Ask for these topics (None: all), unless a question is under way or the last one was a moment ago."""
@@ -89,4 +99,5 @@ class Topology:
         self.view = view
         self.covered = None if self._asked is None else frozenset(self._asked)
         self._answered_ns = time.monotonic_ns()
+        self._is_expired = False
         self.count += 1
