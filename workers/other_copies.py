@@ -56,11 +56,15 @@ class OtherCopies:
         if copies is None or (len(copies.all) == 1 and feed is None):
             return
         self._places = grant.copies
+        progress = self._leader.core.progress
+        if feed is not None:
+            is_newer = progress is not None and copies.partition_epoch > progress.copies.partition_epoch
+            doubted = [copy_id for copy_id in self._others() if copy_id not in copies.isr] if is_newer else []
+            # First: or we would propose at once whom the coordinator has just taken out, on their old word.
+            feed.handle(rv.CopiesKnown(self._others(), tuple(doubted)))
         self._leader.handle(ev.CopiesChanged(copies))
         if feed is None:
             self.begin()
-        else:
-            feed.handle(rv.CopiesKnown(self._others()))
 
     def _others(self) -> tuple[int, ...]:
         return tuple(place.copy_id for place in self._places if place.copy_id != self._leader.copy_id)

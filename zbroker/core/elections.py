@@ -111,7 +111,11 @@ class Elections:
         standing = self._state.leadership(partition.key).standing
         if standing in (Standing.VACANT, Standing.FAILED) and partition.key not in self._state.suspects:
             return None
-        return change_of(partition, shrunk(self._state, partition))
+        after = shrunk(self._state, partition)
+        if partition.key in self._state.suspects:
+            # A version of its own, even if the copy was not in sync: no proposal from before may let it in.
+            return InSync(*partition.key, partition.partition_epoch + 1, after.isr, after.elr)
+        return change_of(partition, after)
 
     def _choice(self, partition: Partition, now_ns: int, effects: list[Effect]) -> _Choice | None:
         state, key = self._state, partition.key

@@ -211,6 +211,12 @@ class Replication:
         self._copy_ids = frozenset(event.copy_ids)
         for copy_id in sorted(set(self.streams) - self._copy_ids):
             self._end(copy_id, effects)
+        for copy_id in event.doubted:
+            one = self.streams.get(copy_id)
+            if one is not None:
+                self._end(copy_id, effects)
+                error = InvalidRequestError(f"copy {copy_id} left the ISR by the coordinator's word")
+                effects.append(rv.Reject(one.session, copy_id, one.subscription, self.leader_epoch, error))
         return effects
 
     def _epoch_begun(self, event: rv.EpochBegun, now_ns: int) -> list[Effect]:

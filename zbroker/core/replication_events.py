@@ -91,9 +91,14 @@ class EpochBegun(Event, frozen=True, gc=False):
 
 
 class CopiesKnown(Event, frozen=True, gc=False):
-    """These other copies may follow, by the coordinator's word; sessions of others end."""
+    """These other copies may follow, by the coordinator's word; sessions of others end.
+
+    So do those of `doubted` ones: the coordinator has changed the set without us and they are not in it, so what they
+    have said until now may be of a log that was damaged, and is no more. They subscribe again.
+    """
 
     copy_ids: tuple[int, ...]
+    doubted: tuple[int, ...] = ()
 
 
 class Tick(Event, frozen=True, gc=False):
