@@ -35,8 +35,9 @@ class Housekeeping:
         copies: Callable[[], Iterable[OpenCopy]],
         host: Host,
         settings: StorageSection,
+        batch_bytes_max: int,
     ) -> None:
-        """`copies()` are all open copies, those of `leaders` among them."""
+        """`copies()` are all open copies, `leaders` among them. `batch_bytes_max`: the largest of any topic."""
         clock = host.clock
         self._leaders = leaders
         self._copies = copies
@@ -45,6 +46,7 @@ class Housekeeping:
         self._clock = clock
         self._disk = host.disk
         self._settings = settings
+        self._batch_bytes_max = batch_bytes_max
         self._retention_ns = clock.now_ns()
         self._checkpoint_ns = clock.now_ns()
         self._room_ns = clock.now_ns()
@@ -77,13 +79,16 @@ class Housekeeping:
         """Look at the room on the disks of all partitions: one system call for each file system, not each partition."""
         least_bytes = self._settings.disk_free_min_bytes
         on_device = {leader.device: leader for leader in self._leaders.values()}
-        short = {device for device, leader in on_device.items() if leader.free_bytes() < least_bytes}
+        free_bytes = {device: leader.free_bytes() for device, leader in on_device.items()}
+        short = {device for device, free in free_bytes.items() if free < least_bytes}
+        # Room for the largest batch, or a disk just above the minimum refuses and takes in turn, some times a second.
+        roomy = {device for device, free in free_bytes.items() if free >= least_bytes + self._batch_bytes_max}
         if short:
             for leader in self._leaders.values():
                 if leader.device in short:
                     leader.lose_room()
         for leader in list(self._attention.full):
-            if leader.device not in short:
+            if leader.device in roomy:
                 leader.find_room()
 
     def _retain(self, copies: list[OpenCopy]) -> None:

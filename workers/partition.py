@@ -117,7 +117,8 @@ class Worker:
         self._grants = Grants(host, role.config)
         self._leaders = leaders = self._grants.leaders
         self._serving = Serving(leaders, self._waits, self.board, role.clock, limits)
-        self._housekeeping = Housekeeping(leaders, self._grants.copies, host, role.config.storage)
+        storage = role.config.storage
+        self._housekeeping = Housekeeping(leaders, self._grants.copies, host, storage, limits.message_max_bytes)
         self._scrubber = Scrubber(self._grants.copies, self._grants.copy, host, role.config.storage)
         self._lanes = Lanes(
             loop=role.loop,
