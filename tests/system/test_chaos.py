@@ -1,7 +1,7 @@
 """Kills, pauses and restarts of random processes under the standard load, and everything that the clients were told
 checked afterwards. The seed is in the report; `zbroker chaos --seed N` draws the same faults again.
 
-Small versions of T16, T17, T19 and T28; `zbroker soak` runs the long ones.
+Small versions of T16, T17, T19, T25 and T28; `zbroker soak` runs the long ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from zbroker.check.copies import compare_copies
-from zbroker.load.chaos import ChaosReport, Plan, run_chaos
+from zbroker.load.chaos import ChaosReport, run_chaos
 from zbroker.load.faults import broker_processes
+from zbroker.load.plan import Plan
 from zbroker.testing import Broker
 
 SEED = int(os.environ.get("ZBROKER_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
@@ -83,3 +84,34 @@ def test_t19_processes_are_restarted_one_after_the_other_and_no_client_is_shown_
     )
     assert sum(report.faults.values()) >= 3, report
     assert not report.refusals, "a producer was shown an error"
+
+
+@pytest.mark.timeout(300)
+def test_t25_copies_are_moved_and_processes_emptied_under_load_with_kills_and_restarts_in_between(
+    target: Target, tmp_path: Path
+) -> None:
+    report = run(
+        target,
+        tmp_path,
+        duration_s=20.0,
+        topics=1,
+        partitions=20,
+        min_insync_replicas=3,
+        fault_interval_s=1.5,
+        kills=1,
+        pauses=0,
+        restarts=1,
+        move_interval_s=0.05,
+    )
+    assert report.moves.get("move", 0) >= 5, report
+    assert report.moves.get("drain", 0) + report.moves.get("elect", 0) >= 1, report
+    assert sum(report.faults.values()) >= 3, report
+
+
+@pytest.mark.timeout(300)
+def test_t28_kills_pauses_restarts_and_moves_at_once(target: Target, tmp_path: Path) -> None:
+    report = run(
+        target, tmp_path, duration_s=15.0, kills=3, pauses=1, restarts=1, move_interval_s=0.2, records_per_s=1_500
+    )
+    assert sum(report.faults.values()) >= 5, report
+    assert report.moves, report

@@ -17,7 +17,8 @@ from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import print_json
 from zbroker.config.load import parse_duration_ms
 from zbroker.errors import ConfigError
-from zbroker.load.chaos import ChaosError, ChaosReport, Plan, Watch, run_chaos
+from zbroker.load.chaos import ChaosReport, Watch, run_chaos
+from zbroker.load.plan import ChaosError, Plan
 from zbroker.load.soak import PROFILES, Soak, SoakError
 
 CHECK_FAILED: Final = 4
@@ -30,7 +31,9 @@ class Attached(NamedTuple):
     boards_dir: Path
 
 
-def _seconds(context: click.Context, parameter: click.Parameter, text: str) -> float:
+def _seconds(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
         return parse_duration_ms(text if text[-1:].isalpha() else f"{text}s", f"--{parameter.name}") / 1000
     except ConfigError as error:
@@ -45,6 +48,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str) -> f
 )
 @click.option("--kills", default=3, show_default=True, type=click.IntRange(0), help="Weight of SIGKILL.")
 @click.option("--pauses", default=1, show_default=True, type=click.IntRange(0), help="Weight of SIGSTOP.")
+@click.option("--moves", callback=_seconds, metavar="TIME", help="Move copies too, with this pause between two moves.")
 @click.option("--acks", default="all", show_default=True, type=click.Choice(["1", "all", "fsync"]))
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="Workers of its own broker.")
 @click.option(
@@ -62,6 +66,7 @@ def chaos(
     every: float,
     kills: int,
     pauses: int,
+    moves: float | None,
     acks: str,
     workers: int,
     replicas: int,
@@ -77,14 +82,15 @@ def chaos(
     """
     if attach is not None and not yes:
         raise click.UsageError(f"processes of {attach} would be killed: say --yes")
-    if not kills and not pauses:
-        raise click.UsageError("--kills and --pauses are both 0: nothing would happen")
+    if not kills and not pauses and not moves:
+        raise click.UsageError("--kills and --pauses are both 0, and no --moves: nothing would happen")
     plan = Plan(
         seed=random.SystemRandom().randrange(1 << 32) if seed is None else seed,
         duration_s=duration,
         fault_interval_s=every,
         kills=kills,
         pauses=pauses,
+        move_interval_s=moves or 0.0,
         acks=acks,
         replication_factor=copies,
         min_insync_replicas=min(2, copies),
@@ -149,6 +155,9 @@ def text_of(report: ChaosReport) -> str:
         f"longest wait for an acknowledgement after a fault: p50 {report.wait_p50_ms:.0f} ms, "
         f"p99 {report.wait_p99_ms:.0f} ms, longest {report.longest_wait_ms:.0f} ms",
     ]
+    if report.moves:
+        moves = ", ".join(f"{count} x {name}" for name, count in sorted(report.moves.items()))
+        lines.append(f"copies moved: {moves}; the slowest took {report.slowest_move_ms:.0f} ms")
     if report.refusals:
         told = ", ".join(f"{count} x {name}" for name, count in sorted(report.refusals.items()))
         lines.append(f"errors that producers were shown: {told}")

@@ -11,71 +11,31 @@ and for the rest of its anomalies. The same seed draws the same faults; what the
 
 from __future__ import annotations
 
-import contextlib
 import random
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import count as numbers
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import msgspec
 
-from zbroker import ids
 from zbroker.check.checker import check
 from zbroker.check.findings import Contract
 from zbroker.check.history import Call, Kind, Op, save
 from zbroker.client.admin import AdminClient, NewTopic
-from zbroker.load.chaos_client import Task
 from zbroker.load.chaos_history import Clients, count
+from zbroker.load.crew import DRAIN_PROCESS, Crew
 from zbroker.load.faults import Fault, Faults, KindOfFault, broker_processes, role_of
+from zbroker.load.moves import Mover
+from zbroker.load.plan import ChaosError, Disturb, Plan, Target
 
-DRAIN_PROCESS: Final = 0
 HISTORY_RECORDS_MAX: Final = 400_000  # above, only the counting checker: the other would take minutes
-RESTART_MAX_S: Final = 2.0
 QUIET_SHARE: Final = 0.25
 HEAL_TIMEOUT_S: Final = 60.0
-CLIENT_TIMEOUT_S: Final = 120.0
 WAIT_WINDOW_S: Final = 5.0
 NS: Final = 1_000_000_000
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One chaos run. Times in seconds, as their names say; the defaults are the load L1 of the test programme."""
-
-    seed: int
-    duration_s: float = 60.0
-    fault_interval_s: float = 1.2
-    kills: int = 3
-    pauses: int = 1
-    restarts: int = 0
-    pause_max_s: float = 3.0
-    faults_max: int = 0
-    roles: frozenset[str] = frozenset({"router", "worker", "replica", "coordinator", "producer", "consumer"})
-    topics: int = 2
-    partitions: int = 4
-    replication_factor: int = 3
-    min_insync_replicas: int = 2
-    acks: str = "all"
-    producers: int = 4
-    consumers: int = 2
-    records_per_s: int = 1_000
-    segment_bytes: int = 256 << 10
-
-
-class Target(Protocol):
-    """The broker that is tried."""
-
-    @property
-    def bootstrap_servers(self) -> str:
-        """Its address."""
-
-    @property
-    def boards_dir(self) -> Path:
-        """Where its processes keep their boards."""
 
 
 class ChaosReport(msgspec.Struct):
@@ -98,6 +58,8 @@ class ChaosReport(msgspec.Struct):
     wait_p99_ms: float
     refusals: dict[str, int]
     unfinished_clients: int
+    moves: dict[str, int] = {}
+    slowest_move_ms: float = 0.0
     history: str = ""
 
     @property
@@ -106,138 +68,17 @@ class ChaosReport(msgspec.Struct):
         return not (self.lost or self.duplicated or self.reordered or self.violations or self.unfinished_clients)
 
 
-class ChaosError(RuntimeError):
-    """The run could not be made: the broker or a client did not do what a run needs."""
-
-
 Watch = Callable[[str, float], None]
 """Told what happens and how much of the run is over, from 0 to 1."""
 
 
-class Crew:
-    """The client processes of a run."""
-
-    def __init__(self, plan: Plan, bootstrap_servers: str, places: list[tuple[str, int]], directory: Path) -> None:
-        self._plan = plan
-        self._bootstrap_servers = bootstrap_servers
-        self._places = places
-        self._directory = directory
-        self._numbers = numbers(1)
-        self._running: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
-        self._due: dict[str, float] = {}  # name -> when to start it again
-        self._started: list[tuple[str, int, int]] = []  # name, its number, when
-        self.paths: dict[int, Path] = {}
-
-    def start(self) -> None:
-        """Start every producer and consumer."""
-        for index in range(self._plan.producers):
-            self._start(f"producer-{index}")
-        for index in range(self._plan.consumers):
-            self._start(f"consumer-{index}")
-
-    def _start(self, name: str) -> None:
-        process = next(self._numbers)
-        self._started.append((name, process, time.monotonic_ns()))
-        self._running[name] = (process, self._spawn(role_of(name), process, f"{name}-{process}"))
-
-    def _spawn(self, role: str, process: int, name: str) -> subprocess.Popen[bytes]:
-        plan, path = self._plan, self._directory / f"{name}.jsonl"
-        settings: dict[str, Any] = {"bootstrap_servers": self._bootstrap_servers}
-        # Half of the clients share memory with the broker, half of them send and fetch messages.
-        settings["transport"] = "auto" if process % 2 else "zmq"
-        if role == "producer":
-            settings |= {
-                "acks": plan.acks,
-                "delivery_timeout_ms": 120_000,
-                "enable_idempotence": plan.acks in ("all", "fsync"),
-            }
-        else:
-            settings |= {"auto_offset_reset": "earliest"}
-        task = Task(
-            role="producer" if role == "producer" else "consumer",
-            process=process,
-            path=str(path),
-            partitions=self._places,
-            settings=settings,
-            seed=plan.seed * 1_000_003 + process,
-            records_per_s=max(1, plan.records_per_s // max(1, plan.producers)),
-        )
-        self.paths[process] = path
-        with (self._directory / f"{name}.log").open("wb") as errors:
-            command = [sys.executable, "-m", "zbroker.load.chaos_client", msgspec.json.encode(task).decode()]
-            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, stdout=errors)
-
-    def processes(self) -> dict[str, int]:
-        """name -> incarnation of the clients that live."""
-        found = {}
-        for name, (_, process) in self._running.items():
-            with contextlib.suppress(ProcessLookupError):
-                if process.poll() is None:
-                    found[name] = ids.incarnation_of(process.pid)
-        return found
-
-    def paused_by(self, faults: list[Fault]) -> set[int]:
-        """The numbers of the clients that were paused."""
-        paused = [(fault.name, fault.at_ns) for fault in faults if fault.kind == "pause"]
-        return {
-            max(number for name, number, since_ns in self._started if name == hit and since_ns <= at_ns)
-            for hit, at_ns in paused
-            if role_of(hit) in ("producer", "consumer")
-        }
-
-    def replace_dead(self, rng: random.Random) -> None:
-        """Start clients again that were killed, some time after; each comes back as somebody new."""
-        now_s = time.monotonic()
-        for name, (_, process) in list(self._running.items()):
-            if process.poll() is None:
-                continue
-            if process.returncode != -9:
-                raise ChaosError(f"{name} ended by itself with {process.returncode}:\n{self._last_lines(name)}")
-            self._due.setdefault(name, now_s + rng.uniform(0, RESTART_MAX_S))
-            if self._due[name] <= now_s:
-                del self._due[name]
-                _close(process)
-                self._start(name)
-
-    def _last_lines(self, name: str) -> str:
-        number = self._running[name][0]
-        return (self._directory / f"{name}-{number}.log").read_text(errors="replace")[-2_000:]
-
-    def finish(self) -> int:
-        """Let the producers end, then the consumers, then drain. How many did not end as they should."""
-        bad = 0
-        for role in ("producer", "consumer"):
-            found = [p for name, (_, p) in self._running.items() if role_of(name) == role]
-            bad += sum(not _end(process) for process in found)
-        drain = self._spawn("consumer", DRAIN_PROCESS, "drain")
-        bad += not _end(drain)
-        return bad
-
-    def kill(self) -> None:
-        """End whatever still runs."""
-        for _, process in self._running.values():
-            if process.poll() is None:
-                process.kill()
-            _close(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.communicate(b"finish\n", timeout=CLIENT_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-    return process.returncode in (0, -9)
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    process.wait()
-    if process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-
-
-def run_chaos(plan: Plan, target: Target, directory: Path, watch: Watch = lambda what, share: None) -> ChaosReport:
+def run_chaos(
+    plan: Plan,
+    target: Target,
+    directory: Path,
+    watch: Watch = lambda what, share: None,
+    disturbances: Sequence[Disturb] = (),
+) -> ChaosReport:
     """Make a run against a broker that answers; the clients' files go to `directory`. Raises ChaosError, or
     what the broker answers."""
     rng = random.Random(plan.seed)
@@ -245,10 +86,16 @@ def run_chaos(plan: Plan, target: Target, directory: Path, watch: Watch = lambda
     crew = Crew(plan, target.bootstrap_servers, places, directory)
     kinds: dict[KindOfFault, int] = {"kill": plan.kills, "pause": plan.pauses, "restart": plan.restarts}
     faults = Faults(rng, kinds, pause_max_s=plan.pause_max_s, roles=plan.roles)
+    mover = Mover()
+    if plan.move_interval_s:
+        disturbances = [*disturbances, mover.over]
     try:
         crew.start()
         began_ns = time.monotonic_ns()
-        _strike(plan, rng, target, crew, faults, watch)
+        with ExitStack() as going_on:
+            for disturb in disturbances:
+                going_on.enter_context(disturb(plan, target, places))
+            _strike(plan, rng, target, crew, faults, watch)
         faults.heal()
         ended_ns = time.monotonic_ns()
         watch("healing", 1.0)
@@ -263,7 +110,9 @@ def run_chaos(plan: Plan, target: Target, directory: Path, watch: Watch = lambda
     for process, path in crew.paths.items():
         clients.add(process, path)
     paused = crew.paused_by(faults.done)
-    return _judge(plan, clients, faults.done, (began_ns, ended_ns), paused, unfinished, directory)
+    report = _judge(plan, clients, faults.done, (began_ns, ended_ns), paused, unfinished, directory)
+    report.moves, report.slowest_move_ms = dict(mover.done), mover.slowest_ms
+    return report
 
 
 def _create_topics(plan: Plan, target: Target) -> list[tuple[str, int]]:
@@ -286,7 +135,7 @@ def _strike(plan: Plan, rng: random.Random, target: Target, crew: Crew, faults: 
             break
         faults.wake_due()
         crew.replace_dead(rng)
-        if now_s >= next_s:
+        if now_s >= next_s and any((plan.kills, plan.pauses, plan.restarts)):
             next_s = now_s + rng.expovariate(1 / plan.fault_interval_s)
             if rng.random() < QUIET_SHARE:
                 next_s += plan.fault_interval_s
@@ -297,13 +146,13 @@ def _strike(plan: Plan, rng: random.Random, target: Target, crew: Crew, faults: 
 
 
 def _wait_until_whole(plan: Plan, target: Target) -> None:
-    """Wait until every partition has a leader and all its copies in sync."""
+    """Wait until every partition has a leader, and as many copies as it shall have, all in sync."""
     deadline_s = time.monotonic() + HEAL_TIMEOUT_S
     names = [f"chaos-{plan.seed}-{number}" for number in range(plan.topics)]
     with AdminClient(bootstrap_servers=target.bootstrap_servers) as admin:
         while True:
             found = [p for topic in admin.describe_topics(names).values() for p in topic.partitions]
-            if all(p.leader is not None and len(p.isr) == len(p.replicas) for p in found):
+            if all(p.leader is not None and len(p.isr) == len(p.replicas) == plan.replication_factor for p in found):
                 return
             if time.monotonic() > deadline_s:
                 raise ChaosError(f"not whole again {HEAL_TIMEOUT_S:.0f} s after the last fault: {found}")

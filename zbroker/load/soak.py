@@ -15,7 +15,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from zbroker.load.chaos import ChaosError, Plan, Watch, run_chaos
+from zbroker.load.chaos import Watch, run_chaos
+from zbroker.load.plan import ChaosError, Plan
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 FAILURES_MAX: Final = 20
