@@ -93,7 +93,7 @@ class ScriptedBroker:
     def _answer(self, header: Header, body: Sequence[bytes]) -> tuple[int, bytes] | None:
         if header.api == Api.HELLO:
             welcome = Welcome(
-                1, "id", "test", str(self.run_dir), "", ids.own_incarnation(), os.getuid(), False, 8 << 20, 8 << 20
+                1, "id", "test", str(self.run_dir), "", ids.own_incarnation(), os.getuid(), False, 8 << 20
             )
             return 0, encode(welcome)
         if header.api == Api.METADATA:

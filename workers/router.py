@@ -165,7 +165,6 @@ class Router:
             owner_uid=self._uid,
             shared_memory=sender.origin == FRONT,
             message_max_bytes=config.limits.message_max_bytes,
-            in_flight_bytes_max=config.limits.in_flight_bytes_max,
         )
         self._deliver(sender, [sender.routing_id, pack_reply(header), encode(welcome)])
 

@@ -283,7 +283,7 @@ class ThrottlingQuotaExceededError(BrokerError):
 
     code = 89
     retriable = True
-    hint = "[limits] in_flight_bytes_max"
+    hint = "fewer or smaller requests at a time; zbroker status shows what waits, docs/protocol.md the bounds"
 
 
 class DiskFullError(BrokerError):

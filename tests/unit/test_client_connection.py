@@ -61,7 +61,7 @@ class ScriptedRouter:
             header = unpack_header(message[1].buffer)
             if header.api == Api.HELLO:
                 self.hello_count += 1
-                welcome = Welcome(1, "id", "test", str(self.run_dir), "", self.incarnation, os.getuid(), False, 1, 1)
+                welcome = Welcome(1, "id", "test", str(self.run_dir), "", self.incarnation, os.getuid(), False, 1)
                 self._send(message[0].bytes, header, 0, encode(welcome))
                 continue
             self.asked.append(header)

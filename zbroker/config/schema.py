@@ -115,7 +115,6 @@ class LimitsSection(Struct, forbid_unknown_fields=True, kw_only=True):
     message_max_bytes: Annotated[int, doc("largest batch of any topic", ge=1024, le=16 * MIB)] = MIB
     records_per_batch_max: Annotated[int, doc("records in one batch", ge=1, le=1_000_000)] = 10_000
     frames_per_message_max: Annotated[int, doc("frames of one message", ge=4, le=64)] = 16
-    in_flight_bytes_max: Annotated[int, doc("unanswered request bytes of one connection", ge=MIB)] = 64 * MIB
     connections_per_user_max: Annotated[int, doc("connections of one uid", ge=1)] = 1024
     topics_max: Annotated[int, doc("topics of the broker", ge=1, le=100_000)] = 10_000
     partitions_per_topic_max: Annotated[int, doc("partitions of a topic", ge=1, le=100_000)] = 10_000

@@ -36,7 +36,6 @@ class Welcome(Message, frozen=True):
     owner_uid: int
     shared_memory: bool
     message_max_bytes: int
-    in_flight_bytes_max: int
 
 
 class ProcessHello(Message, frozen=True):
