@@ -104,6 +104,10 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
         with self._use:
             self._subscription.subscribe(topics, pattern, listener, on_assign, on_revoke, on_lost)
 
+    def add_listener(self, listener: RebalanceListener) -> None:
+        """Tell this one too what comes and goes, before the listener of `subscribe`. It stays until `close`."""
+        self._subscription.add_listener(listener)
+
     def unsubscribe(self) -> None:
         """Read nothing until the next `subscribe` or `assign`; leave the group."""
         with self._use:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from zbroker.client.cluster_view import ClusterView
+from zbroker.client.source import Source
 from zbroker.errors import IllegalTransition, UnknownTopicOrPartitionError, error_for
 from zbroker.ids import TopicPartition, check_topic_name
 from zbroker.record.records import ConsumerRecord
@@ -38,38 +39,6 @@ class RebalanceListener(Protocol):
     def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
         """These were taken already: the member was thrown out of its group. A `commit` comes too late."""
         self.on_partitions_revoked(lost)
-
-
-class Source(Protocol):
-    """Where batches of a partition come from: mapped files, or fetch answers."""
-
-    is_local: bool
-    leader: int
-    topic_id: int
-
-    def high_watermark(self) -> int | None:
-        """Readers may read what lies before it; None: not known yet."""
-
-    def has_more(self, offset: int) -> bool:
-        """Whether `read` is worth calling."""
-
-    def held_back(self, offset: int) -> int:
-        """The high watermark, when there are records at `offset` that this reader may not see yet; else 0."""
-
-    def read(self, offset: int, max_bytes: int) -> list[RecordBatch]:
-        """Batches from the one that contains `offset`."""
-
-    def range(self) -> tuple[int, int] | None:
-        """(log start, high watermark), when they are known."""
-
-    def bytes_ahead(self, offset: int) -> int | None:
-        """Bytes that could be read now; None: do not ask."""
-
-    def is_moved(self) -> bool:
-        """Whether the metadata should be asked who leads now."""
-
-    def is_leader_alive(self) -> bool:
-        """Whether the process that led when this was made still runs."""
 
 
 class Assigned:
@@ -204,6 +173,7 @@ class Subscription:
         self._seen_topics: dict[str, int] = {}  # how many partitions the first answer named
         self._has_answer = False
         self._listener: RebalanceListener | None = None
+        self._more_listeners: list[RebalanceListener] = []
         self._on_assign: Callable[..., None] | None = None
         self._on_revoke: Callable[..., None] | None = None
         self._on_lost: Callable[..., None] | None = None
@@ -367,9 +337,11 @@ class Subscription:
 
     def tell_lost(self, partitions: list[TopicPartition]) -> None:
         """Call the listener; one that knows no losses is told a revocation. Raises what it raises."""
-        knows = hasattr(self._listener, "on_partitions_lost")
-        method = "on_partitions_lost" if knows else "on_partitions_revoked"
-        self._tell(self._on_lost or self._on_revoke, method, partitions)
+        self._tell(self._on_lost or self._on_revoke, "on_partitions_lost", partitions)
+
+    def add_listener(self, listener: RebalanceListener) -> None:
+        """Tell this one as well, before the one of `subscribe`, whatever is subscribed to later."""
+        self._more_listeners.append(listener)
 
     def interrupt(self) -> None:
         """End a run of records that is under way in another thread."""
@@ -388,7 +360,10 @@ class Subscription:
             self._tell(self._on_revoke, "on_partitions_revoked", gone)
 
     def _tell(self, call: Callable[..., None] | None, method: str, partitions: list[TopicPartition]) -> None:
+        for one in self._more_listeners:
+            getattr(one, method)(partitions)
         if call is not None:
             call(partitions)
         if self._listener is not None:
-            getattr(self._listener, method)(partitions)
+            known = method if hasattr(self._listener, method) else "on_partitions_revoked"
+            getattr(self._listener, known)(partitions)
