@@ -41,9 +41,9 @@ def test_an_id_that_was_discarded_is_new_again() -> None:
 
 
 def test_a_memory_without_room_or_time_is_refused() -> None:
-    for settings in ({"keep_ms": 0}, {"keep_ms": 1, "ids_max": 0}):
+    for keep_ms, ids_max in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="above 0"):
-            RecentIds(**settings)
+            RecentIds(keep_ms, ids_max=ids_max)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -44,9 +44,8 @@ def test_a_header_names_a_message_wherever_it_lies() -> None:
 
 def test_what_is_rolled_back_was_not_accepted(database: sqlite3.Connection) -> None:
     inbox = Inbox(database)
-    with pytest.raises(ZeroDivisionError), database:
-        assert inbox.accept("one")
-        raise ZeroDivisionError
+    assert inbox.accept("one")
+    database.rollback()
     with database:
         assert inbox.accept("one")
 
@@ -94,9 +93,8 @@ def test_nothing_is_written_where_no_transaction_would_hold_it(tmp_path: Path) -
 
 def test_s170_a_message_waits_if_and_only_if_its_transaction_was_committed(database: sqlite3.Connection) -> None:
     outbox = Outbox(database)
-    with pytest.raises(ZeroDivisionError), database:
-        outbox.send("orders", b"never")
-        raise ZeroDivisionError
+    outbox.send("orders", b"never")
+    database.rollback()
     assert outbox.waiting() == 0
     with database:
         outbox.send("orders", b"value", b"key", headers={"kind": b"new"}, partition=2)

@@ -174,8 +174,11 @@ class KeyLanes(Generic[K, V]):
                 if tp in self._owned:
                     self._owned[tp].committed = None
 
-    def _commit_now(self, partitions: Collection[_Owned]) -> None:
-        found = self._committable(partitions)
+    def _commit_now(self, partitions: Iterable[_Owned]) -> None:
+        # Also what was begun to be committed: nobody waits for the answer to that.
+        with self._lock:
+            places = [(owned.tp, owned.unfinished.committable) for owned in partitions]
+        found = {tp: offset for tp, offset in places if offset is not None}
         if found:
             try:
                 self._consumer.commit(found)
