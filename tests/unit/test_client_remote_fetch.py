@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zbroker.client.batch_run import Decoding
-from zbroker.client.remote_fetch import OVERDUE_MS, RemoteFetch, RemotePartition
+from zbroker.client.remote_fetch import DAMAGED_ANSWERS_MAX, OVERDUE_MS, RETRY_MS, RemoteFetch, RemotePartition
 from zbroker.client.settings import ConsumerSettings
 from zbroker.errors import (
     CorruptRecordError,
@@ -160,12 +160,33 @@ def test_another_error_keeps_its_type() -> None:
 @pytest.mark.parametrize("position", [0, 8, 16, 40, 80])
 def test_t04_damaged_bytes_are_an_error_and_never_a_record(position: int) -> None:
     case = Case()
-    case.ask(0)
     data = bytearray(batch(0))
     data[position] ^= 0x40
-    case.answer([good(0, bytes(data))], bytes(data))
+    for _ in range(DAMAGED_ANSWERS_MAX + 1):
+        case.ask(0)
+        case.answer([good(0, bytes(data))], bytes(data))
+        case.partitions[0].not_before_ns = 0
     with pytest.raises(CorruptRecordError, match="t:0"):
         case.partitions[0].read(0, 1 << 20)
+
+
+def test_t21_an_answer_that_was_damaged_on_its_way_is_asked_for_again_after_a_pause() -> None:
+    case = Case()
+    one = case.partitions[0]
+    for _ in range(2):
+        for _ in range(DAMAGED_ANSWERS_MAX):
+            case.ask(0)
+            damaged = bytearray(batch(0))
+            damaged[-1] ^= 1
+            case.answer([good(0, bytes(damaged))], bytes(damaged))
+            asked = len(case.connection.asked)
+            case.ask(0)
+            assert len(case.connection.asked) == asked, "not before the pause is over"
+            assert case.fetch.retry_ms([one]) <= RETRY_MS
+            one.not_before_ns = 0
+        case.ask(0)
+        case.answer([good(0, batch(0))], batch(0))
+        assert [record.value for found in one.read(0, 1 << 20) for record in found] == [b"0", b"1", b"2"]
 
 
 def test_t30_answers_with_lying_lengths_hurt_nobody() -> None:

@@ -35,6 +35,7 @@ from zbroker.wire.messages import Hello, LaneOffer, MetadataReply, MetadataReque
 
 CONNECT_TIMEOUT_MS: Final = 5_000
 HELLO_ATTEMPT_MS: Final = 200
+ATTEMPT_MAX_MS: Final = 2_000
 LANE_TIMEOUT_MS: Final = 2_000
 LANE_RETRY_NS: Final = 5_000 * NS_PER_MS
 _NOT_DELIVERED: Final = (CoordinatorNotAvailableError, ThrottlingQuotaExceededError)  # the router's refusals
@@ -131,7 +132,8 @@ class Connection(Exchange):
         """Ask and wait for the reply's body frames. Raises the reply's error.
 
         With `repeats` the request is sent again after each `attempt_ms` without an answer and after each retriable
-        error, until `timeout_ms`; without, only while it has certainly not reached its target.
+        error, until `timeout_ms`; without, only while it has certainly not reached its target. Each attempt that nobody
+        answered makes the next one longer: an answer that takes longer than an attempt comes at last.
         """
         total_ms = self.settings.request_timeout_ms if timeout_ms is None else timeout_ms
         deadline_ns = time.monotonic_ns() + total_ms * NS_PER_MS
@@ -155,7 +157,9 @@ class Connection(Exchange):
             may_repeat = error.retriable if repeats else isinstance(error, _NOT_DELIVERED)
             if not may_repeat or time.monotonic_ns() >= deadline_ns:
                 raise error
-            if number != RequestTimedOutError.code:
+            if number == RequestTimedOutError.code:
+                attempt_ms = min(2 * attempt_ms, ATTEMPT_MAX_MS)
+            else:
                 self.wait_for(lambda: False, min(backoff_ms, left_ms))
                 backoff_ms = min(backoff_ms * 2, self.settings.retry_backoff_ms)
 

@@ -49,6 +49,7 @@ ANSWER_MARGIN_MS: Final = 2_000
 OVERDUE_MS: Final = 200  # later than a leader that lives would answer: the metadata may know another one
 RETRY_MS: Final = 50
 RANGE_TIMEOUT_MS: Final = 1_000
+DAMAGED_ANSWERS_MAX: Final = 3
 
 
 class RemotePartition:
@@ -71,6 +72,7 @@ class RemotePartition:
         self.known_range: list[int | None] = [None, None]
         self.is_asking_range = False
         self.last_high_watermark: int | None = None
+        self._damaged_answers = 0
 
     def high_watermark(self) -> int | None:
         """As the last answer said; None before the first."""
@@ -135,12 +137,21 @@ class RemotePartition:
         try:
             run = read_run(self.make, data, 0, len(data), offset, found.high_watermark, len(data))
         except CorruptRecordError as error:
-            self.error, self.error_offset = error, offset
+            self._damaged(error, offset)
             return
-        if not run.batches:
-            self.error_offset = offset
-            self.error = CorruptRecordError(f"{self.tp}: no batch at offset {offset} in the leader's answer")
-        self.batches = run.batches
+        if run.batches:
+            self._damaged_answers = 0
+            self.batches = run.batches
+        else:
+            self._damaged(CorruptRecordError(f"{self.tp}: no batch at offset {offset} in the leader's answer"), offset)
+
+    def _damaged(self, error: CorruptRecordError, offset: int) -> None:
+        """Ask again: it may have been damaged on its way, or be fetched by another copy soon. Give up after some."""
+        self._damaged_answers += 1
+        if self._damaged_answers > DAMAGED_ANSWERS_MAX:
+            self.error, self.error_offset, self._damaged_answers = error, offset, 0
+        else:
+            self.not_before_ns = time.monotonic_ns() + RETRY_MS * NS_PER_MS
 
     def _error(self, found: FetchedPartition, offset: int) -> BrokerError | None:
         if found.error == OffsetOutOfRangeError.code:

@@ -91,6 +91,7 @@ def run_chaos(
         disturbances = [*disturbances, mover.over]
     try:
         crew.start()
+        crew.wait_until_at_work()
         began_ns = time.monotonic_ns()
         with ExitStack() as going_on:
             for disturb in disturbances:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from typing import Any, Final
 import msgspec
 
 from zbroker import ids
-from zbroker.load.chaos_client import Task
+from zbroker.load.chaos_client import ACKNOWLEDGED, ASSIGNED, Task
 from zbroker.load.faults import Fault, role_of
 from zbroker.load.plan import ChaosError, Plan
 
 DRAIN_PROCESS: Final = 0
 RESTART_MAX_S: Final = 2.0
 CLIENT_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 60.0
+ACKNOWLEDGED_OR_ASSIGNED: Final = re.compile(f'^\\["({ACKNOWLEDGED}|{ASSIGNED})"'.encode(), re.MULTILINE)
 _ENDED_BY_FAULTS: Final = (-signal.SIGKILL, -signal.SIGTERM)
 
 
@@ -46,6 +49,17 @@ class Crew:
         for index in range(self._plan.consumers):
             self._start(f"consumer-{index}")
 
+    def wait_until_at_work(self) -> None:
+        """Wait until each has been told something: faults before that would hit nobody. Raises ChaosError."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not all(ACKNOWLEDGED_OR_ASSIGNED.search(_read(path)) for path in self.paths.values()):
+            for name, (_, process) in self._running.items():
+                if process.poll() is not None:
+                    raise ChaosError(f"{name} ended at its start with {process.returncode}:\n{self._last_lines(name)}")
+            if time.monotonic() > deadline_s:
+                raise ChaosError(f"the clients do not get on after {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.02)
+
     def _start(self, name: str) -> None:
         process = next(self._numbers)
         self._started.append((name, process, time.monotonic_ns()))
@@ -64,6 +78,7 @@ class Crew:
             }
         else:
             settings |= {"auto_offset_reset": "earliest"}
+        settings |= plan.client_settings
         task = Task(
             role="producer" if role == "producer" else "consumer",
             process=process,
@@ -130,6 +145,13 @@ class Crew:
             if process.poll() is None:
                 process.kill()
             _close(process)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _end(process: subprocess.Popen[bytes]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -38,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     consumers: int = 2
     records_per_s: int = 1_000
     segment_bytes: int = 256 << 10
+    client_settings: dict[str, Any] = {}
 
 
 class Target(Protocol):
