@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from zbroker import ids
+from zbroker.client.assigned import Assigned
 from zbroker.client.fetcher import Fetcher
 from zbroker.client.settings import ConsumerSettings
-from zbroker.client.subscription import Assigned, Subscription
+from zbroker.client.subscription import Subscription
 from zbroker.clock import ManualClock
 from zbroker.config.schema import TopicConfig
 from zbroker.errors import NotLeaderForPartitionError, OffsetOutOfRangeError

@@ -205,7 +205,7 @@ def fuzz_once(chance: random.Random, batch: bytearray) -> None:
         header = read_header(view)
     for read in (
         lambda: everything_of(RecordBatch("t", 0, view, header=header)),
-        lambda: RecordBatch("t", 0, view, header=header).values()[0],
+        lambda: RecordBatch("t", 0, view, header=header).values()[:1],
     ):
         try:
             read()

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from zbroker.client.assigned import Assigned
 from zbroker.client.cluster_view import ClusterView
-from zbroker.client.subscription import Assigned, Subscription
+from zbroker.client.subscription import Subscription
 from zbroker.errors import IllegalTransition, InvalidTopicError, UnknownTopicOrPartitionError
 from zbroker.ids import TopicPartition
 from zbroker.record.batch import stamp
 from zbroker.record.columns import encode_columns
+from zbroker.record.compacted import Records, hole, thinned
 from zbroker.record.view import RecordBatch
 from zbroker.wire.messages import MetadataReply, PartitionInfo, TopicInfo
 
@@ -227,3 +229,53 @@ def test_batches_fetched_for_another_position_are_dropped() -> None:
     assert one.fill(1 << 20)
     one.offset = 30
     assert taken(one, 2) == [30, 31]
+
+
+class CompactedSource(FakeSource):
+    """The same batches with only the records at `kept` in them, and holes for batches without any."""
+
+    def __init__(self, end: int, kept: set[int]) -> None:
+        super().__init__(end)
+        self.kept = kept
+
+    def read(self, offset: int, max_bytes: int) -> list[RecordBatch]:
+        return [self._compacted(batch) for batch in super().read(offset, max_bytes)]
+
+    def _compacted(self, batch: RecordBatch) -> RecordBatch:
+        kept = [index for index, at in enumerate(batch.offsets()) if at in self.kept]
+        if len(kept) == len(batch):
+            return batch
+        header = batch.header
+        records = Records(memoryview(batch.raw()), header)
+        less = thinned(header, records, kept) if kept else hole(header.base_offset, header.next_offset, 0)
+        return RecordBatch("a", 0, memoryview(bytes(less)))
+
+
+@pytest.mark.parametrize("kept", [{0, 3, 4, 5, 6, 7, 13, 19}, {2}, {16, 17, 18}, set(), set(range(20)) - {8}])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 100])
+def test_records_are_found_over_gaps_from_every_position(kept: set[int], count: int) -> None:
+    for start in range(20):
+        one = placed(20, start)
+        one.source = source = CompactedSource(20, kept)
+        found: list[int] = []
+        while piece := taken(one, count):
+            found += piece
+            assert one.offset is not None
+            assert one.offset > found[-1]
+        assert found == [offset for offset in sorted(kept) if offset >= start]
+        assert one.offset == 20
+        assert len(source.reads) <= 10, "what was read already is not read again"
+
+
+@pytest.mark.parametrize("kept", [{0, 3, 4, 5, 6, 7, 13, 19}, {9, 10}])
+def test_iteration_goes_over_gaps(kept: set[int]) -> None:
+    one = placed(20)
+    one.source = CompactedSource(20, kept)
+    found: list[int] = []
+    while one.current(1 << 20) is not None:
+        for record in one.rest():
+            one.offset = record.offset + 1
+            found.append(record.offset)
+            if record.offset == 4:
+                break  # as a seek or a pause of the user ends a run
+    assert found == sorted(kept)

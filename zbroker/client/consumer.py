@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
+from zbroker.client.assigned import Assigned
 from zbroker.client.commit_calls import CommitCalls, Partition
 from zbroker.client.fetcher import Fetcher
 from zbroker.client.membership import Membership
@@ -27,7 +28,7 @@ from zbroker.client.offsets import ask_offsets
 from zbroker.client.settings import ConsumerSettings, read_settings
 from zbroker.client.single_use import SingleUse
 from zbroker.client.sleep import WakeableConnection
-from zbroker.client.subscription import Assigned, RebalanceListener, Subscription
+from zbroker.client.subscription import RebalanceListener, Subscription
 from zbroker.client.topic_queries import TopicQueries
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import ClosedError, ConfigError, TimeoutError_
@@ -212,6 +213,8 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
             while ready:
                 batch = ready.popleft()
                 one.offset = batch.header.next_offset
+                if not batch.header.record_count:
+                    continue  # compaction left nothing of it but its offsets
                 yield batch
                 if subscription.moves != moves:
                     break

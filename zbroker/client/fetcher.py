@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from zbroker.client.assigned import Assigned
 from zbroker.client.batch_run import Decoding
 from zbroker.client.local_partition import LOOK_INTERVAL_NS, Boards, LocalPartition, out_of_range
 from zbroker.client.mapped_log import Mappings
 from zbroker.client.remote_fetch import RemoteFetch, RemotePartition
 from zbroker.client.settings import ConsumerSettings
 from zbroker.client.sleep import Sleep, WakeableConnection
-from zbroker.client.subscription import Assigned, Subscription
+from zbroker.client.subscription import Subscription
 from zbroker.client.topology import Topology
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, OffsetOutOfRangeError

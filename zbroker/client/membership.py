@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from zbroker import ids
+from zbroker.client.assigned import Assigned
 from zbroker.client.assignors import Assignors
 from zbroker.client.group_commits import GroupCommits
 from zbroker.client.group_member import GroupMember, Phase, Target
 from zbroker.client.group_session import GroupSession
 from zbroker.client.settings import ConsumerSettings
 from zbroker.client.sleep import WakeableConnection
-from zbroker.client.subscription import Assigned, Subscription
+from zbroker.client.subscription import Subscription
 from zbroker.client.topology import Topology
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, CommitFailedError, FencedInstanceIdError, RebalanceListenerError

@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from zbroker.client.assigned import Assigned
 from zbroker.client.connection import Connection
 from zbroker.client.settings import ConsumerSettings
-from zbroker.client.subscription import Assigned
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import RequestTimedOutError
 from zbroker.shm.spin import SpinWatch

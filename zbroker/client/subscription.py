@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
+from zbroker.client.assigned import Assigned, Reset
 from zbroker.client.cluster_view import ClusterView
-from zbroker.client.source import Source
 from zbroker.errors import IllegalTransition, UnknownTopicOrPartitionError, error_for
 from zbroker.ids import TopicPartition, check_topic_name
-from zbroker.record.records import ConsumerRecord
-from zbroker.record.view import RecordBatch
 from zbroker.wire.messages import TopicInfo
-
-Reset = Literal["earliest", "latest", "none"]
 
 
 class RebalanceListener(Protocol):
@@ -39,126 +34,6 @@ class RebalanceListener(Protocol):
     def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
         """These were taken already: the member was thrown out of its group. A `commit` comes too late."""
         self.on_partitions_revoked(lost)
-
-
-class Assigned:
-    """One partition that is read: the position, and what was fetched and not given out yet."""
-
-    __slots__ = (
-        "_first", "_records", "goal", "offset", "paused", "ready", "reset", "source", "topic_id", "tp", "was_read"
-    )  # fmt: skip
-
-    def __init__(self, tp: TopicPartition, reset: Reset) -> None:
-        self.tp = tp
-        self.topic_id = 0
-        self.offset: int | None = None
-        self.reset: Reset = reset
-        self.paused = False
-        self.source: Source | None = None
-        self.ready: deque[RecordBatch] = deque()
-        self.was_read = False
-        self.goal = 0
-        self._records: list[ConsumerRecord[Any, Any]] = []
-        self._first = 0
-
-    @property
-    def has_some(self) -> bool:
-        """Whether something that was fetched waits to be given out."""
-        return bool(self.ready or self._records)
-
-    @property
-    def awaited(self) -> int:
-        """Something is new when the high watermark is above this; `goal` is ahead while too little is there."""
-        assert self.offset is not None
-        return max(self.offset, self.goal)
-
-    def seek(self, offset: int) -> None:
-        """The next record is the one at `offset`."""
-        self.offset = offset
-        self.was_read = False
-        self.drop()
-
-    def seek_to(self, reset: Reset) -> None:
-        """Find the position anew: at the beginning, at the end, or not at all ("none")."""
-        self.offset = None
-        self.reset = reset
-        self.was_read = False
-        self.drop()
-
-    def drop(self) -> None:
-        """Forget what was fetched."""
-        self.ready.clear()
-        self._records = []
-
-    def fill(self, max_bytes: int) -> bool:
-        """Whether a batch with the position in it is at hand, fetched now if need be. Raises what the source raises."""
-        offset, ready = self.offset, self.ready
-        if offset is None:
-            return False
-        if ready:
-            head = ready[0].header
-            if head.base_offset <= offset < head.next_offset:
-                return True
-            ready.clear()
-        source = self.source
-        if source is None or not source.has_more(offset):
-            return False
-        ready.extend(source.read(offset, max_bytes))
-        return bool(ready)
-
-    def current(self, max_bytes: int) -> tuple[list[ConsumerRecord[Any, Any]], int] | None:
-        """The records of the batch that holds the position, and the position's index in them; None: nothing is there.
-
-        Raises what the source, the decoding of the batch or a deserializer raises; the position stays.
-        """
-        offset = self.offset
-        if offset is None:
-            return None
-        index = offset - self._first
-        if not 0 <= index < len(self._records):
-            if not self.fill(max_bytes):
-                return None
-            batch = self.ready.popleft()
-            self._records, self._first = batch.records(), batch.base_offset
-            index = offset - self._first
-        return self._records, index
-
-    def take(self, count_max: int, max_bytes: int) -> list[ConsumerRecord[Any, Any]]:
-        """Up to `count_max` records; the position is behind them. Raises as `current`, unless records came first."""
-        found: list[ConsumerRecord[Any, Any]] = []
-        while count_max > 0:
-            try:
-                current = self.current(max_bytes)
-            except Exception:
-                if not found:
-                    raise
-                break
-            if current is None:
-                break
-            records, index = current
-            is_part = index > 0 or len(records) > count_max
-            piece = records[index : index + count_max] if is_part else records
-            if index + len(piece) == len(records):
-                self._records = []  # The list itself may be given out: it belongs to the caller now.
-            self.offset = self._first + index + len(piece)
-            self.was_read = True
-            count_max -= len(piece)
-            if found:
-                found += piece
-            else:
-                found = piece
-        return found
-
-    def rest(self) -> list[ConsumerRecord[Any, Any]]:
-        """What `current` found, from the position on."""
-        assert self.offset is not None
-        index = self.offset - self._first
-        return self._records[index:] if index else self._records
-
-    def go_back(self, offset: int) -> None:
-        """What was taken from `offset` on was not given out after all."""
-        self.offset = offset
-        self.drop()
 
 
 class Subscription:

@@ -143,7 +143,7 @@ class Sequences:
             while len(self._names) > self._window_entries_max:
                 del self._names[next(iter(self._names))]
             return
-        last = last_sequence(batch.base_sequence, batch.record_count)
+        last = last_sequence(batch.base_sequence, batch.last_offset_delta + 1)
         appended = Appended(batch.base_sequence, last, base_offset, next_offset)
         producer = self._producers.pop(producer_id, None)
         if producer is None or producer.epoch != batch.producer_epoch:

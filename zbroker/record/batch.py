@@ -77,7 +77,7 @@ def check_batch(view: ReadableBuffer, *, size_bytes_max: int, records_max: int) 
 def _check_counts(view: ReadableBuffer, header: BatchHeader) -> None:
     """Refuse what no reader could read, so that a consumer never stands before a batch that the broker took."""
     count, size_bytes, codec = header.record_count, header.size_bytes, header.compression
-    if count < 1 or header.last_offset_delta != count - 1:
+    if header.is_compacted or not header.has_sound_counts:
         raise CorruptRecordError(f"{count} records, but the last offset delta is {header.last_offset_delta}")
     if codec > COMPRESSION_MAX:
         raise CorruptRecordError(f"compression {codec}; 0 to {COMPRESSION_MAX} have a meaning")

@@ -14,15 +14,18 @@ import struct
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate, chain
+from operator import lt
 from typing import Final
 
 from zbroker.errors import CorruptRecordError, InvalidRecordError, MessageSizeTooLargeError
 from zbroker.record.batch import write_crc
+from zbroker.record.blobs import cut, decode_headers, with_nulls
 from zbroker.record.compression import DECOMPRESSED_BYTES_MAX, NONE, codec_number, compress, decompress
 from zbroker.record.layout import (
     BATCH_BYTES_MAX,
     COLUMN_BODY,
     COLUMN_HEAD,
+    COMPACTED,
     COMPRESSED_HEAD,
     COMPRESSION_MASK,
     FLAG_HEADERS,
@@ -45,6 +48,8 @@ from zbroker.record.layout import (
 )
 from zbroker.record.records import Header
 
+_NOT_PLAIN: Final = COMPRESSION_MASK | COMPACTED
+_DELTAS: Final = 256  # behind the flags of the file: the header's attribute says it
 _PADS: Final = tuple(bytes(n) for n in range(8))
 _BYTES_WANTED: Final = "serialize first: value_serializer, key_serializer; for text, str.encode"
 Blob = bytes | None
@@ -59,13 +64,15 @@ def encode_columns(
     timestamps_ms: Sequence[int] | None = None,
     compression: str = "none",
     compression_level: int | None = None,
+    deltas: Sequence[int] | None = None,
     producer_id: int = NO_PRODUCER,
     producer_epoch: int = NO_EPOCH,
     base_sequence: int = -1,
 ) -> bytearray:
     """Build one whole batch, base offset 0, leader epoch -1, CRC in place; its size is a multiple of 8.
 
-    `keys`, `headers` and `timestamps_ms` have one entry for each value, or are None. `timestamp_ms` is every record's
+    `keys`, `headers` and `timestamps_ms` have one entry for each value, or are None. With `deltas` the batch is a
+    compacted one, with its records at these places. `timestamp_ms` is every record's
     time when `timestamps_ms` is None. A body that does not become smaller is not compressed. Raises InvalidRecordError
     for a value or key that is not bytes-like or None, MessageSizeTooLargeError beyond 2 GiB.
     """
@@ -78,7 +85,7 @@ def encode_columns(
             timestamps_ms = None
     else:
         max_timestamp = timestamp_ms
-    flags, parts, body_bytes = _lay_out(values, keys, headers, timestamps_ms)
+    flags, parts, body_bytes = _lay_out(values, keys, headers, timestamps_ms, deltas)
     codec = codec_number(compression) if compression != "none" else NONE
     if codec:
         stored = compress(codec, _join(parts, body_bytes), compression_level)
@@ -90,8 +97,9 @@ def encode_columns(
     size_bytes = COLUMN_BODY + body_bytes + padding(body_bytes)
     if size_bytes > BATCH_BYTES_MAX:
         raise MessageSizeTooLargeError(f"a batch of {size_bytes} bytes cannot be written down")
+    attributes = codec if deltas is None else codec | COMPACTED
     head = HEADER.pack(
-        0, size_bytes - LOG_OVERHEAD, NO_EPOCH, MAGIC_COLUMNS, 0, codec, count - 1,
+        0, size_bytes - LOG_OVERHEAD, NO_EPOCH, MAGIC_COLUMNS, 0, attributes, count - 1,
         timestamp_ms, max_timestamp, producer_id, producer_epoch, base_sequence, count,
     )  # fmt: skip
     batch = _join([head, COLUMN_HEAD.pack(flags, 0), *parts, _PADS[padding(body_bytes)]], size_bytes)
@@ -104,6 +112,7 @@ def _lay_out(
     keys: Sequence[Blob] | None,
     headers: Sequence[tuple[Header, ...]] | None,
     timestamps_ms: Sequence[int] | None,
+    deltas: Sequence[int] | None,
 ) -> tuple[int, list[bytes], int]:
     """(flags, the parts of the body in their order, its size in bytes). A column that no record needs is left out."""
     count = len(values)
@@ -138,6 +147,8 @@ def _lay_out(
         ends = _ends(columns[-1])
         _add_padded(arrays, ends.tobytes())
         blob_bytes += ends[-1]
+    if deltas is not None:
+        _add_padded(arrays, array("I", deltas).tobytes())
     body_bytes = sum(map(len, arrays)) + blob_bytes
     return flags, list(chain(arrays, *columns)), body_bytes
 
@@ -207,8 +218,8 @@ class Columns:
     """
 
     __slots__ = (
-        "_body", "_flags", "_header", "_header_blob", "_header_ends", "_key_blob", "_key_nulls", "_timestamps",
-        "_value_nulls", "count", "data", "key_ends", "value_ends",
+        "_body", "_deltas", "_flags", "_header", "_header_blob", "_header_ends", "_key_blob", "_key_nulls",
+        "_timestamps", "_value_nulls", "count", "data", "key_ends", "value_ends",
     )  # fmt: skip
 
     def __init__(self, batch: memoryview, header: BatchHeader) -> None:
@@ -235,7 +246,9 @@ class Columns:
             raise CorruptRecordError(f"{count} records do not fit into a body of {len(body)} bytes")
         self.value_ends = body[: 4 * count].cast("I")
         self.key_ends: memoryview | None = None
-        end = self._place_arrays(flags, position) if flags else self._place_values(position)
+        self._deltas: memoryview | None = None
+        has_arrays = flags or header.is_compacted
+        end = self._place_arrays(flags, position) if has_arrays else self._place_values(position)
         if (end if codec else end + padding(end)) != len(body):
             raise CorruptRecordError(f"columns of {end} bytes in a body of {len(body)}")
 
@@ -247,6 +260,7 @@ class Columns:
 
     def _place_arrays(self, flags: int, position: int) -> int:
         body, count = self._body, self.count
+        flags |= _DELTAS if self._header.is_compacted else 0
         bitmap_bytes = count + 7 >> 3
         starts = []
         for flag, size_bytes in (
@@ -255,17 +269,19 @@ class Columns:
             (FLAG_NULL_KEYS, bitmap_bytes),
             (FLAG_TIMESTAMPS, 8 * count),
             (FLAG_HEADERS, 4 * count),
+            (_DELTAS, 4 * count),
         ):
             starts.append(slice(position, position + size_bytes) if flags & flag else None)
             position += (size_bytes + 7 & -8) if flags & flag else 0
         if position > len(body):
             raise CorruptRecordError(f"{count} records do not fit into a body of {len(body)} bytes")
-        keys, value_nulls, key_nulls, timestamps, headers = starts
+        keys, value_nulls, key_nulls, timestamps, headers, deltas = starts
         self.key_ends = body[keys].cast("I") if keys else None
         self._value_nulls = body[value_nulls] if value_nulls else None
         self._key_nulls = body[key_nulls] if key_nulls else None
         self._timestamps = body[timestamps].cast("q") if timestamps else None
         self._header_ends = body[headers].cast("I") if headers else None
+        self._deltas = body[deltas].cast("I") if deltas else None
         position = self._place_values(position)
         key_end = position + (self.key_ends[-1] if self.key_ends is not None else 0)
         self._key_blob = slice(position, key_end)
@@ -276,13 +292,13 @@ class Columns:
     def values(self) -> list[bytes | None]:
         """Every value as bytes."""
         nulls = self._value_nulls if self._flags & FLAG_NULL_VALUES else None
-        return _with_nulls(cut(bytes(self.data), self.value_ends), nulls)
+        return with_nulls(cut(bytes(self.data), self.value_ends), nulls)
 
     def keys(self) -> list[bytes | None]:
         """Every key as bytes, None where a record has none."""
         if self.key_ends is None:
             return [None] * self.count
-        return _with_nulls(cut(bytes(self._body[self._key_blob]), self.key_ends), self._key_nulls)
+        return with_nulls(cut(bytes(self._body[self._key_blob]), self.key_ends), self._key_nulls)
 
     def timestamps(self) -> list[int]:
         """Every record's time in milliseconds."""
@@ -292,11 +308,21 @@ class Columns:
             return [self._header.base_timestamp] * self.count
         return self._timestamps.tolist()
 
+    def offsets(self) -> Sequence[int]:
+        """Every record's offset."""
+        base = self._header.base_offset
+        if self._deltas is None:
+            return range(base, base + self.count)
+        deltas = self._deltas.tolist()
+        if deltas[-1] > self._header.last_offset_delta or not all(map(lt, deltas, deltas[1:])):
+            raise CorruptRecordError("offsets of a compacted batch do not ascend within it")
+        return [base + delta for delta in deltas]
+
     def headers(self) -> list[tuple[Header, ...]] | None:
         """Every record's headers, or None when no record of the batch has any."""
         if not self._flags & FLAG_HEADERS or self._header_ends is None:
             return None
-        return list(map(_decode_headers, cut(bytes(self._body[self._header_blob]), self._header_ends)))
+        return list(map(decode_headers, cut(bytes(self._body[self._header_blob]), self._header_ends)))
 
 
 def plain_values(batch: memoryview, header: BatchHeader) -> tuple[memoryview, memoryview] | None:
@@ -305,7 +331,7 @@ def plain_values(batch: memoryview, header: BatchHeader) -> tuple[memoryview, me
     Most batches are such, and a reader of whole batches pays for little else than their CRC: 0.6 us, where `Columns`
     take 1.5 us.
     """
-    if header.attributes & COMPRESSION_MASK or len(batch) < COLUMN_BODY or batch[61] or batch[62] or batch[63]:
+    if header.attributes & _NOT_PLAIN or len(batch) < COLUMN_BODY or batch[61] or batch[62] or batch[63]:
         return None
     ends_bytes = 4 * header.record_count
     start = COLUMN_BODY + (ends_bytes + 7 & -8)
@@ -333,59 +359,3 @@ def _decompressed(batch: memoryview, codec: int) -> memoryview:
     if len(plain) != body_bytes:
         raise CorruptRecordError(f"{body_bytes} bytes were compressed, {len(plain)} came out")
     return memoryview(plain)
-
-
-def check_ascending(ends: Sequence[int]) -> list[int]:
-    """Give the ends of a column as a list. Raises CorruptRecordError when one lies before the one ahead of it.
-
-    Sorting what is sorted already is one pass at C speed: 6 ns a record.
-    """
-    stops = ends.tolist() if isinstance(ends, memoryview) else list(ends)
-    if stops != sorted(stops):
-        raise CorruptRecordError("ends of a column do not ascend")
-    return stops
-
-
-def cut(blob: bytes, ends: memoryview) -> list[bytes]:
-    """The parts of a blob that end where its column says. Raises CorruptRecordError when the ends lie."""
-    stops = check_ascending(ends)
-    if stops[-1] > len(blob):
-        raise CorruptRecordError(f"a column ends at {stops[-1]}, beyond its blob of {len(blob)} bytes")
-    parts: list[bytes] = []
-    append = parts.append
-    start = 0
-    for stop in stops:
-        append(blob[start:stop])
-        start = stop
-    return parts
-
-
-def _with_nulls(parts: list[bytes], nulls: memoryview | None) -> list[bytes | None]:
-    found: list[bytes | None] = [*parts] if nulls is not None else parts  # type: ignore[assignment]  # same list
-    if nulls is not None:
-        for index in range(len(found)):
-            if nulls[index >> 3] >> (index & 7) & 1:
-                found[index] = None
-    return found
-
-
-def _decode_headers(blob: bytes) -> tuple[Header, ...]:
-    found: list[Header] = []
-    position = 0
-    while position < len(blob):
-        try:
-            name_bytes, value_bytes = RECORD_HEADER.unpack_from(blob, position)
-            position += RECORD_HEADER.size
-            name = blob[position : position + name_bytes].decode()
-        except (struct.error, UnicodeDecodeError) as error:
-            raise CorruptRecordError("a record's headers are damaged") from error
-        position += name_bytes
-        if value_bytes == NULL_LENGTH:
-            value = None
-        else:
-            value = blob[position : position + value_bytes]
-            position += value_bytes
-        if position > len(blob):
-            raise CorruptRecordError("a record's headers end beyond their blob")
-        found.append((name, value))
-    return tuple(found)

@@ -8,7 +8,8 @@ after its own field; `base_offset` and `leader_epoch` lie before it, so a broker
     53 base_sequence i32 | 57 record_count i32 | 61 ...
 
     batch_length counts from byte 12.      attributes: bits 0-2 compression (0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd),
-    crc is CRC-32C.                        3 timestamp type (1: LogAppendTime), 4 transactional, 5 control.
+    crc is CRC-32C.                        3 timestamp type (1: LogAppendTime), 4 transactional, 5 control,
+                                           7 compacted (below).
 
 MAGIC 2: Kafka's rows follow at byte 61 (`rows.py`); compressed, the codec's bytes stand there in place of the rows.
 
@@ -26,11 +27,18 @@ MAGIC 67: columns, little-endian; the whole batch is a multiple of 8 bytes, so t
       key_nulls     the same for keys; only with flag 4
       timestamps    i64[n]   milliseconds since 1970; only with flag 8
       header_ends   u32[n]   end of each record's headers in the header blob; only with flag 16
+      deltas        u32[n]   offset of each record less base_offset, ascending; only with attribute bit 7
       value blob, key blob, header blob: each as long as its last end says, no gap between; zeros to a multiple of 8
 
     A null has length 0 in its blob. Without flag 1 every key is null. Without flag 8 every record's time is
     base_timestamp; with attribute bit 3 every record's time is max_timestamp, whatever flag 8 says. Record i has offset
     base_offset + i; last_offset_delta is n - 1. Without flag 16 no record has headers.
+
+    Attribute bit 7: compaction took records away. Record i has offset base_offset + deltas[i], and last_offset_delta
+    is what it was when the batch was produced, so that offsets of batches go on without a gap. With n = 0 the batch is
+    64 bytes long, not compressed, and its times are -1: a *hole*. One without a producer stands for whole batches that
+    are gone and may be of any length; one with a producer is what is left of the newest batch of that producer. No
+    producer sends such batches, and rows (magic 2) become columns when records are taken from them.
 
       a header in the header blob: name length u16 | value length u32 (0xFFFFFFFF: null) | name, UTF-8 | value
 
@@ -60,6 +68,7 @@ POSITION_EPOCH: Final = 12
 POSITION_MAGIC: Final = 16
 POSITION_CRC: Final = 17
 POSITION_ATTRIBUTES: Final = 21  # the first byte that the CRC covers
+POSITION_LAST_DELTA: Final = 23
 POSITION_MAX_TIMESTAMP: Final = 35
 POSITION_PRODUCER: Final = 43  # id i64, epoch i16, base sequence i32
 
@@ -71,6 +80,7 @@ COMPRESSION_MAX: Final = 4  # zstd; 5 to 7 have no meaning
 LOG_APPEND_TIME: Final = 0x08
 TRANSACTIONAL: Final = 0x10
 CONTROL: Final = 0x20
+COMPACTED: Final = 0x80
 
 COLUMN_HEAD = struct.Struct("<BH")
 COLUMN_BODY: Final = 64
@@ -149,6 +159,20 @@ class BatchHeader(NamedTuple):
     def is_control(self) -> bool:
         """Whether the batch holds a marker in place of records."""
         return bool(self.attributes & CONTROL)
+
+    @property
+    def is_compacted(self) -> bool:
+        """Whether records of it are gone, so that their offsets do not follow on each other."""
+        return bool(self.attributes & COMPACTED)
+
+    @property
+    def has_sound_counts(self) -> bool:
+        """Whether its records fit into its offsets: one for each, fewer only after compaction."""
+        if self.attributes & COMPACTED:
+            if self.record_count == 0 and self.batch_length != COLUMN_BODY - LOG_OVERHEAD:
+                return False
+            return self.magic == MAGIC_COLUMNS and 0 <= self.record_count <= self.last_offset_delta + 1
+        return self.record_count == self.last_offset_delta + 1 > 0
 
 
 def padding(size_bytes: int) -> int:

@@ -7,6 +7,7 @@ valid until `release()`, also when the file is deleted meanwhile: a mapping outl
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, repeat
 from typing import Any, Final, overload
@@ -14,10 +15,11 @@ from typing import Any, Final, overload
 from zbroker.errors import CorruptRecordError
 from zbroker.ids import TopicPartition
 from zbroker.record.batch import read_header
-from zbroker.record.columns import Columns, check_ascending, cut, plain_values
+from zbroker.record.blobs import check_ascending, cut
+from zbroker.record.columns import Columns, plain_values
 from zbroker.record.compression import CODEC_NAMES
 from zbroker.record.crc import crc32c
-from zbroker.record.layout import LOG_OVERHEAD, MAGIC_COLUMNS, MAGIC_ROWS, POSITION_ATTRIBUTES, BatchHeader
+from zbroker.record.layout import COMPACTED, LOG_OVERHEAD, MAGIC_COLUMNS, MAGIC_ROWS, POSITION_ATTRIBUTES, BatchHeader
 from zbroker.record.records import APPEND_TIME, CREATE_TIME, ConsumerRecord, Header
 from zbroker.record.rows import Row, decode_rows
 
@@ -113,10 +115,14 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
         self._columns: Columns | None = None
         self._rows: list[Row] | None = None
         self._records: list[ConsumerRecord[Any, Any]] | None = None
+        # What compaction left has more offsets than records; only then the slower look at the counts is needed.
         if (
             header.magic not in _MAGICS
             or header.batch_length + LOG_OVERHEAD != len(batch)
-            or header.last_offset_delta != header.record_count - 1
+            or (
+                (header.last_offset_delta != header.record_count - 1 or header.attributes & COMPACTED)
+                and not header.has_sound_counts
+            )
         ):
             raise CorruptRecordError(f"{self.tp}: no batch at offset {header.base_offset}: {header}")
         if check_crc and crc32c(batch[POSITION_ATTRIBUTES:]) != header.crc:
@@ -168,6 +174,8 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
 
     def values(self) -> ValuesView:
         """The values. Without a copy when the batch is columnar and not compressed."""
+        if not self.header.record_count:
+            return ValuesView(memoryview(b""), memoryview(array("I")))
         if self.header.magic == MAGIC_COLUMNS:
             plain = plain_values(self._batch, self.header)
             if plain is not None:
@@ -180,9 +188,18 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
 
     def keys(self) -> list[bytes | None]:
         """The keys, None where a record has none."""
+        if not self.header.record_count:
+            return []
         if self.header.magic == MAGIC_COLUMNS:
             return self._read_columns().keys()
         return [row[1] for row in self._read_rows()]
+
+    def offsets(self) -> Sequence[int]:
+        """The offset of every record: they follow on each other unless the batch is compacted."""
+        header = self.header
+        if header.is_compacted and header.record_count:
+            return self._read_columns().offsets()
+        return range(header.base_offset, header.base_offset + header.record_count)
 
     def records(self) -> list[ConsumerRecord[Any, Any]]:
         """Every record, deserialized; made once."""
@@ -193,7 +210,7 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
     def records_from(self, offset: int) -> list[ConsumerRecord[Any, Any]]:
         """The records at and after an offset."""
         records = self.records()
-        skip = offset - self.header.base_offset
+        skip = bisect_left(self.offsets(), offset)
         return records[skip:] if skip > 0 else records
 
     def release(self) -> None:
@@ -230,6 +247,8 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
 
     def _make_records(self) -> list[ConsumerRecord[Any, Any]]:
         header = self.header
+        if not header.record_count:
+            return []
         keys: Iterable[Any]
         values: Sequence[Any]
         headers: Sequence[tuple[Header, ...]] | None
@@ -248,7 +267,7 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
             ConsumerRecord,
             repeat(self.topic),
             repeat(self.partition),
-            range(header.base_offset, header.next_offset),
+            self.offsets(),
             timestamps,
             repeat(APPEND_TIME if header.has_append_time else CREATE_TIME),
             keys,

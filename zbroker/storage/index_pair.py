@@ -39,7 +39,8 @@ class IndexPair:
         self.note_timestamp(max_timestamp, relative)
         if self._bytes_since_entry > self.interval_bytes:
             self.offsets.add(relative, position)
-            self.times.add_if_later(self.timestamp_max, self._timestamp_max_relative)
+            if self.timestamp_max != NO_TIMESTAMP:
+                self.times.add_if_later(self.timestamp_max, self._timestamp_max_relative)
             self._bytes_since_entry = 0
         self._bytes_since_entry += size_bytes
 

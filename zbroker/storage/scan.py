@@ -88,7 +88,7 @@ class Scan:
             return f"a batch length of {header.batch_length}"
         if header.size_bytes > left:
             return f"a batch of {header.size_bytes} bytes where {left} are left"
-        if header.record_count < 1 or header.last_offset_delta != header.record_count - 1:
+        if not header.has_sound_counts:
             return f"{header.record_count} records, but the last offset is {header.last_offset_delta}"
         if self.next_offset is not None and header.base_offset != self.next_offset:
             return f"offset {header.base_offset} where {self.next_offset} must come"

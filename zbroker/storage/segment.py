@@ -99,7 +99,7 @@ class Segment:
             position += header.size_bytes
 
     def _note(self, position: int, size_bytes: int, next_offset: int, max_timestamp: int) -> None:
-        if position == 0:
+        if self.first_timestamp == NO_TIMESTAMP:
             self.first_timestamp = max_timestamp
         self.indexes.note(position, size_bytes, next_offset - 1 - self.base_offset, max_timestamp)
         self.next_offset = next_offset
@@ -229,15 +229,18 @@ class Segment:
         self, timestamp: int, offset_min: int, position: int, header: BatchHeader
     ) -> tuple[int, int] | None:
         first = max(header.base_offset, offset_min)
-        if header.has_append_time:
+        if not header.record_count:
+            return None
+        if header.has_append_time and not header.is_compacted:
             return first, header.max_timestamp
         if header.magic != MAGIC_COLUMNS or header.compression:
             return first, header.base_timestamp
         batch = self.store.read(header.size_bytes, position)
         self._check(batch, 0, header)
-        for number, found in enumerate(Columns(memoryview(batch), header).timestamps()):
-            if found >= timestamp and header.base_offset + number >= first:
-                return header.base_offset + number, found
+        columns = Columns(memoryview(batch), header)
+        for offset, found in zip(columns.offsets(), columns.timestamps(), strict=True):
+            if found >= timestamp and offset >= first:
+                return offset, found
         return None
 
     # --- indexes -----------------------------------------------------------------------------------------------------
