@@ -29,16 +29,22 @@ def order(path: str, count: int) -> None:
             outbox.send(TOPIC, b"bicycle", b"order-%d" % number)
 
 
-def relay(servers: str | None, path: str) -> None:
-    """Publish what is committed, until it is interrupted."""
+def make_topic(servers: str | None) -> None:
+    """Make the topic unless it is there."""
     with AdminClient(bootstrap_servers=servers) as admin:
         admin.create_topics([NewTopic(TOPIC, num_partitions=2)], raise_errors=False)
+
+
+def relay(servers: str | None, path: str) -> None:
+    """Publish what is committed, until it is interrupted."""
+    make_topic(servers)
     with Producer(bootstrap_servers=servers) as producer, OutboxRelay(path, producer) as publisher:
         publisher.run()
 
 
 def ship(servers: str | None, path: str) -> None:
     """Ship each order once, until it is interrupted."""
+    make_topic(servers)
     database = sqlite3.connect(path, timeout=30)
     database.execute("CREATE TABLE IF NOT EXISTS shipments (name TEXT PRIMARY KEY)")
     inbox = Inbox(database)
