@@ -60,6 +60,29 @@ def test_close_from_another_thread_wakes_a_use_and_waits_for_its_end() -> None:
     assert owner.calls == ["wake", "release"]
 
 
+def test_what_is_released_may_be_used_by_the_release_alone() -> None:
+    owner = Owner()
+    refused: list[bool] = []
+
+    def release() -> None:
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        thread.join()
+        with owner.use:
+            owner.calls.append("used")
+
+    def try_it() -> None:
+        with pytest.raises(ClosedError), owner.use:
+            pass
+        refused.append(True)
+
+    owner.use = SingleUse("Consumer", lambda: None, release)
+    owner.use.close(1)
+    assert (owner.calls, refused) == (["used"], [True])
+    with pytest.raises(ClosedError), owner.use:
+        pass
+
+
 def test_a_use_that_does_not_end_in_time_releases_when_it_ends() -> None:
     owner = Owner()
     with owner.use:

@@ -1,8 +1,9 @@
 """One thread at a time, one process, and an end: how a consumer may be used.
 
 Guarantees: a second thread gets ConcurrentUseError and disturbs nothing; another process gets ForkError; after `close`
-every use gets ClosedError. `close` may be called from any thread, and from a signal handler: what the object holds is
-released exactly once, by whoever leaves last, so never under the feet of a call that is under way.
+every use gets ClosedError, but those that `release` makes itself. `close` may be called from any thread, and from a
+signal handler: what the object holds is released exactly once, by whoever leaves last, so never under the feet of a
+call that is under way.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class SingleUse:
         self._owner = 0
         self._depth = 0
         self._is_released = False
+        self._releaser = 0
         self.is_closed = False
 
     def check(self) -> None:
@@ -38,7 +40,7 @@ class SingleUse:
                 f"{self._kind} created in pid {self._pid} used in pid {os.getpid()}; create one per process "
                 "(gunicorn: post_fork, celery: worker_process_init)"
             )
-        if self.is_closed:
+        if self.is_closed and self._releaser != threading.get_ident():
             raise ClosedError(f"this {self._kind} is closed")
 
     def __enter__(self) -> None:
@@ -66,7 +68,7 @@ class SingleUse:
             self._is_released = True
             self._ended.notify_all()
         if is_last:
-            self._release()
+            self._end()
 
     def close(self, timeout_s: float) -> None:
         """End all use: wake a call of another thread and wait for it, at most `timeout_s`. A second time: nothing."""
@@ -86,4 +88,11 @@ class SingleUse:
             if self._depth or self._is_released:
                 return
             self._is_released = True
-        self._release()
+        self._end()
+
+    def _end(self) -> None:
+        self._releaser = threading.get_ident()
+        try:
+            self._release()
+        finally:
+            self._releaser = 0
