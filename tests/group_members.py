@@ -24,7 +24,8 @@ from zbroker.errors import CommitFailedError
 from zbroker.ids import TopicPartition
 from zbroker.record.records import ConsumerRecord
 
-ASSIGNED, REVOKED, LOST, READ, COMMITTED, FAILED, LEFT = (
+STARTED, ASSIGNED, REVOKED, LOST, READ, COMMITTED, FAILED, LEFT = (
+    "started",
     "assigned", "revoked", "lost", "read", "committed", "failed", "left"
 )  # fmt: skip
 END_TIMEOUT_S = 20.0
@@ -64,6 +65,7 @@ class MemberProcess:
 
     def events(self) -> list[Event]:
         """Everything that it has done so far."""
+        assert self._process.poll() in (None, 0, -signal.SIGKILL), f"{self.name} ended with {self._process.returncode}"
         lines = self.log_path.read_text().splitlines(keepends=True)
         return [Event(*json.loads(line)) for line in lines if line.endswith("\n")]
 
@@ -98,6 +100,7 @@ class MemberProcess:
 
     def stop(self) -> int:
         """Let it leave its group; gives its exit code."""
+        wait_until(lambda: self.count(STARTED), what=f"{self.name} started")
         self._process.terminate()
         return self._process.wait(END_TIMEOUT_S)
 
@@ -228,6 +231,7 @@ def main() -> None:
     with Consumer(settings) as consumer:
         signal.signal(signal.SIGTERM, stop)
         consumer.subscribe(topics, on_assign=told(ASSIGNED), on_revoke=told(REVOKED), on_lost=told(LOST))
+        write(STARTED, ("", -1))
         while not is_stopping:
             work(consumer.consume(50, timeout_ms=1_000))
     write(LEFT, ("", -1))

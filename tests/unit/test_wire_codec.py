@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import msgspec
 import pytest
 
@@ -59,3 +62,27 @@ def test_a_body_above_the_limit_is_not_looked_into() -> None:
 
 def test_unknown_fields_at_the_end_are_passed_over_for_newer_senders() -> None:
     assert decode(OpenLane, msgspec.msgpack.encode([1, 2, "later"])) == OpenLane(1, 2)
+
+
+_THREADS_MEET = """
+import sys, threading
+import msgspec
+from zbroker.wire.codec import decode, encode
+sys.setswitchinterval(1e-7)
+for round in range(300):
+    inner = msgspec.defstruct("Inner", [(f"f{n}", int, 0) for n in range(30)], array_like=True)
+    kind = msgspec.defstruct("Kind", [("inner", list[inner]), ("more", dict[str, inner])], array_like=True)
+    body = encode(kind([inner()], {"a": inner()}))
+    barrier = threading.Barrier(4)
+    def meet():
+        barrier.wait()
+        assert decode(kind, body).more["a"] == inner()
+    threads = [threading.Thread(target=meet) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+
+
+def test_threads_that_decode_the_same_type_for_the_first_time_do_not_crash() -> None:
+    done = subprocess.run([sys.executable, "-c", _THREADS_MEET], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

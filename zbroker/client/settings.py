@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -114,6 +115,8 @@ _CALLABLE = frozenset(
     }
 )
 
+_reading = threading.Lock()  # as in wire.codec: the first use of a struct is for one thread
+
 S = TypeVar("S", bound=ConnectionSettings)
 
 
@@ -133,7 +136,8 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
                 merged[snake] = value
     callables = {name: merged.pop(name) for name in _CALLABLE & merged.keys() if callable(merged[name])}
     try:
-        settings = msgspec.convert(merged, kind, strict=False)
+        with _reading:
+            settings = msgspec.convert(merged, kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         raise ConfigError(f"{path.rstrip('`') or 'settings'}: {message}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -17,6 +18,12 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 _decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
+_making = threading.Lock()  # two threads that meet in what msgspec does at the first use of a struct crash the process
+
+
+def _decoder_for(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
+    with _making:
+        return _decoders.get(kind) or _decoders.setdefault(kind, msgspec.msgpack.Decoder(kind))
 
 
 def decode(kind: type[T], body: bytes | bytearray | memoryview) -> T:
@@ -24,9 +31,7 @@ def decode(kind: type[T], body: bytes | bytearray | memoryview) -> T:
     if len(body) > BODY_BYTES_MAX:
         raise InvalidRequestError(f"a body of {len(body)} bytes; at most {BODY_BYTES_MAX} are read")
     try:
-        decoder: msgspec.msgpack.Decoder[T] = _decoders.get(kind) or _decoders.setdefault(
-            kind, msgspec.msgpack.Decoder(kind)
-        )
+        decoder: msgspec.msgpack.Decoder[T] = _decoders.get(kind) or _decoder_for(kind)
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(f"the body is no {kind.__name__}: {error}") from error
