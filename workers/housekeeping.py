@@ -13,6 +13,7 @@ from typing import Final
 
 from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import StorageSection
+from zbroker.core.settled_time import SettledTime
 from zbroker.errors import BrokerError
 from zbroker.workers.host import Host
 from zbroker.workers.leader import Leader
@@ -47,6 +48,7 @@ class Housekeeping:
         self._disk = host.disk
         self._settings = settings
         self._batch_bytes_max = batch_bytes_max
+        self._settled = SettledTime()
         self._retention_ns = clock.now_ns()
         self._checkpoint_ns = clock.now_ns()
         self._room_ns = clock.now_ns()
@@ -92,7 +94,8 @@ class Housekeeping:
                 leader.find_room()
 
     def _retain(self, copies: list[OpenCopy]) -> None:
-        wall_ms, now_ns = self._clock.wall_ms(), self._clock.now_ns()
+        now_ns = self._clock.now_ns()
+        wall_ms = self._settled.now_ms(self._clock.wall_ms(), now_ns)
         for copy in copies:
             copy.retain(wall_ms)
         logs = [copy.log for copy in copies if copy.has_files_to_unlink(now_ns)]
