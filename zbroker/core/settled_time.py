@@ -18,7 +18,9 @@ class SettledTime:
     """See the module. Asked now and then; the time between two calls is for nobody to judge."""
 
     def __init__(self) -> None:
-        self._ahead: deque[tuple[int, int]] = deque()  # (last seen at ns, wall clock minus monotonic clock in ms), rising
+        self._ahead: deque[tuple[int, int]] = (
+            deque()
+        )  # (last seen at ns, wall clock minus monotonic clock in ms), rising
 
     def now_ms(self, wall_ms: int, now_ns: int) -> int:
         """The wall time to go by, given both clocks."""
