@@ -43,6 +43,9 @@ class BrokerFailedError(RuntimeError):
 class Broker:
     """A broker of its own. Use it as a context manager, or call `start` and `stop`."""
 
+    program = "zbroker.testing.serve"
+    """The module that is run, with the settings in its argument."""
+
     def __init__(
         self,
         *,
@@ -109,7 +112,7 @@ class Broker:
         settings = msgspec.json.encode(self.config).decode()
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "zbroker.testing.serve", settings],
+                [sys.executable, "-m", self.program, settings],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
