@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import click
 import msgspec
 
+from zbroker.cli.failures import INTERRUPTED
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import print_json
 from zbroker.config.load import parse_duration_ms
@@ -179,13 +180,22 @@ def text_of(report: ChaosReport) -> str:
     "--state", type=click.Path(dir_okay=False, path_type=Path), help="Keeps what is done; goes on from there."
 )
 @click.option("--rounds", type=click.IntRange(1), help="How many rounds.  [default: the profile's]")
+@click.option("--duration", callback=_seconds, metavar="TIME", help="Faults of a round.  [default: the profile's]")
 @shared_options
 @pass_options
-def soak(options: Options, profile: str | None, seed: int, state: Path | None, rounds: int | None) -> int:
+def soak(
+    options: Options,
+    profile: str | None,
+    seed: int,
+    state: Path | None,
+    rounds: int | None,
+    duration: float | None,
+) -> int:
     """Run the long version of a fault test: PROFILE, or without it list them.
 
-    Each round has a broker and a seed of its own. Ctrl-C ends it after the round; with --state FILE the next call goes
-    on where this one ended. Exits with 4 when a round broke a promise.
+    Each round has a broker and a seed of its own. What was found is kept in a file as JSON after each round, and the
+    next call goes on from there. Ctrl-C shows the report so far; the round that it cut short is made again then. Exits
+    with 4 when a round broke a promise.
     """
     if profile is None:
         width = max(map(len, PROFILES))
@@ -193,16 +203,23 @@ def soak(options: Options, profile: str | None, seed: int, state: Path | None, r
             click.echo(f"{name:<{width}}  {found.text}")
         return 0
     path = state or Path(f"zbroker-soak-{profile}.json")
+    is_cut_short = False
     try:
-        run = Soak.load(path, profile, seed, rounds)
-        while not run.is_done:
-            options.note(f"round {run.rounds_done + 1} of {run.rounds}, seed {run.next_seed}")
-            run.round(_watch(options))
-            run.save(path)
+        run = Soak.load(path, profile, seed, rounds, duration)
+        try:
+            while not run.is_done:
+                options.note(f"round {run.rounds_done + 1} of {run.rounds}, seed {run.next_seed}")
+                run.round(_watch(options))
+                run.save(path)
+        except KeyboardInterrupt:
+            is_cut_short = True
+            options.note(f"cut short; the same command goes on from {path}")
     except SoakError as error:
         raise click.ClickException(str(error)) from error
     if options.is_json:
         print_json({**msgspec.to_builtins(run.state), "is_sound": run.is_sound})
     else:
         click.echo(run.text())
+    if is_cut_short and run.is_sound:
+        return INTERRUPTED
     return 0 if run.is_sound else CHECK_FAILED

@@ -12,7 +12,6 @@ and for the rest of its anomalies. The same seed draws the same faults; what the
 from __future__ import annotations
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -56,6 +55,7 @@ class ChaosReport(msgspec.Struct):
     longest_wait_ms: float
     wait_p50_ms: float
     wait_p99_ms: float
+    waits_ms: list[float]
     refusals: dict[str, int]
     unfinished_clients: int
     moves: dict[str, int] = {}
@@ -196,14 +196,20 @@ def _judge(
         violations=violations,
         examples=examples,
         longest_wait_ms=max(waits, default=0.0),
-        wait_p50_ms=statistics.median(waits) if waits else 0.0,
-        wait_p99_ms=waits[min(len(waits) - 1, len(waits) * 99 // 100)] if waits else 0.0,
+        wait_p50_ms=percentile(waits, 50),
+        wait_p99_ms=percentile(waits, 99),
+        waits_ms=[round(wait, 1) for wait in waits],
         refusals=clients.refusals,
         unfinished_clients=unfinished,
     )
     if not result.is_sound:
         result.history = _keep(history, directory)
     return result
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Of values in rising order, the one that so many percent do not exceed; 0 of none."""
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
 
 
 def _waits_ms(clients: Clients, faults: list[Fault], paused: set[int]) -> Iterator[float]:

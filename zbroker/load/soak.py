@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from zbroker.load.chaos import Watch, run_chaos
+from zbroker.load.chaos import Watch, percentile, run_chaos
 from zbroker.load.plan import ChaosError, Plan
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ PROFILES: Final[dict[str, Profile]] = {
         plan={"duration_s": 120.0, "fault_interval_s": 0.9, "pauses": 0, "faults_max": 50},
     ),
     "pauses": Profile(
-        text="SIGSTOP for 0.1 to 10 s of random processes: 25 a round, 500 in all (T17)",
+        text="SIGSTOP of random processes for 0.1 to 10 s: 25 a round, 500 in all (T17)",
         rounds=20,
         plan={
             "duration_s": 180.0,
@@ -51,10 +51,46 @@ PROFILES: Final[dict[str, Profile]] = {
             "faults_max": 25,
         },
     ),
+    "moves": Profile(
+        text="copies moved and processes emptied, with kills and restarts in between: 200 moves and more (T25)",
+        rounds=10,
+        plan={
+            "duration_s": 60.0,
+            "fault_interval_s": 2.0,
+            "kills": 1,
+            "pauses": 0,
+            "restarts": 1,
+            "move_interval_s": 0.05,
+            "partitions": 10,
+            "min_insync_replicas": 3,
+        },
+    ),
     "mixed": Profile(
-        text="kills and pauses mixed, a quarter of the time quiet, one hour (T28)",
+        text="kills, pauses, restarts and moves mixed, a quarter of the time quiet, one hour (T28)",
         rounds=20,
-        plan={"duration_s": 180.0, "fault_interval_s": 1.5, "kills": 2, "pauses": 1},
+        plan={
+            "duration_s": 180.0,
+            "fault_interval_s": 1.5,
+            "kills": 2,
+            "pauses": 1,
+            "restarts": 1,
+            "move_interval_s": 1.0,
+        },
+    ),
+    "points": Profile(
+        text="kills just before and after each step of the protocol: 500 and more (T20)",
+        rounds=20,
+        tests="tests/system/test_fault_points.py",
+        seeds_variable="ZBROKER_POINTS_S",
+        seeds_a_round=60,
+    ),
+    "network": Profile(
+        text="messages lost, doubled, delayed, swapped, damaged and cut off on tcp (T21)",
+        rounds=100,
+        tests="tests/system/test_bad_network.py",
+    ),
+    "clock": Profile(
+        text="wall clocks that jump back and forth (T22)", rounds=100, tests="tests/system/test_clock_jumps.py"
     ),
     "simulation": Profile(
         text="the replication machines under a simulated network and disks: 100,000 seeds (T13)",
@@ -94,7 +130,9 @@ class State(msgspec.Struct):
     lost: int = 0
     duplicated: int = 0
     reordered: int = 0
-    longest_wait_ms: float = 0.0
+    moves: dict[str, int] = {}
+    seconds: float = 0.0
+    waits_ms: list[float] = []
     failures: list[str] = []
 
 
@@ -113,15 +151,17 @@ Outcome = Literal["passed", "failed"]
 class Soak:
     """A long run and what it has come to."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, duration_s: float | None = None) -> None:
+        """`duration_s`: of the faults of a round, in place of the profile's."""
         self.state = state
+        self._changes = {} if duration_s is None else {"duration_s": duration_s}
         self._profile = PROFILES[state.profile]
 
     @classmethod
-    def load(cls, path: Path, profile: str, seed: int, rounds: int | None) -> Soak:
+    def load(cls, path: Path, profile: str, seed: int, rounds: int | None, duration_s: float | None = None) -> Soak:
         """Go on with the file's run, or begin one. Raises SoakError when the file is another profile's."""
         if not path.exists():
-            return cls(State(profile, rounds or PROFILES[profile].rounds, seed))
+            return cls(State(profile, rounds or PROFILES[profile].rounds, seed), duration_s)
         try:
             state = msgspec.json.decode(path.read_bytes(), type=State)
         except msgspec.DecodeError as error:
@@ -130,7 +170,7 @@ class Soak:
             raise SoakError(f"{path} is of the profile {state.profile!r}; name another with --state")
         if rounds is not None:
             state.rounds = rounds
-        return cls(state)
+        return cls(state, duration_s)
 
     def save(self, path: Path) -> None:
         """Keep what is done."""
@@ -175,7 +215,7 @@ class Soak:
     def _chaos(self, watch: Watch) -> str | None:
         from zbroker.testing import Broker
 
-        plan = Plan(seed=self.state.next_seed, **self._profile.plan)
+        plan = Plan(seed=self.state.next_seed, **self._profile.plan | self._changes)
         directory = Path(tempfile.mkdtemp(prefix=f"zbroker-soak-{plan.seed}-"))
         try:
             with Broker(workers=2, replicas=2) as broker:
@@ -191,7 +231,10 @@ class Soak:
         state.lost += report.lost
         state.duplicated += report.duplicated
         state.reordered += report.reordered
-        state.longest_wait_ms = max(state.longest_wait_ms, report.longest_wait_ms)
+        state.seconds += report.seconds
+        state.waits_ms = sorted([*state.waits_ms, *report.waits_ms])
+        for name, count in report.moves.items():
+            state.moves[name] = state.moves.get(name, 0) + count
         if not report.is_sound:
             return f"{report.examples[:3]} ({directory})"
         for path in directory.iterdir():
@@ -202,14 +245,14 @@ class Soak:
     def _tests(self) -> str | None:
         profile = self._profile
         folder, _, expression = profile.tests.partition(" -k ")
-        if not (_ROOT / folder).is_dir():
+        if not (_ROOT / folder).exists():
             raise SoakError(f"this profile runs {folder}, which is in a checkout of the repository only")
         command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", folder]
         if expression:
             command += ["-k", expression]
         environment = os.environ | {
-            profile.seeds_variable: str(profile.seeds_a_round),
             "ZBROKER_SEED": str(self.state.next_seed),
+            **({profile.seeds_variable: str(profile.seeds_a_round)} if profile.seeds_variable else {}),
         }
         done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
         return None if done.returncode == 0 else done.stdout[-1_000:]
@@ -221,10 +264,14 @@ class Soak:
         if self._profile.plan:
             faults = ", ".join(f"{count} x {name}" for name, count in sorted(state.faults.items()))
             lines += [
-                f"faults: {faults or 'none'}",
+                f"{sum(state.faults.values())} faults in {state.seconds:.0f} s: {faults or 'none'}",
                 f"{state.acknowledged:,} acknowledged of {state.sent:,}, {state.read:,} read",
                 f"{state.lost} lost, {state.duplicated} twice, {state.reordered} out of order",
-                f"longest wait for an acknowledgement: {state.longest_wait_ms:.0f} ms",
+                "longest wait for an acknowledgement after a fault: "
+                f"p50 {percentile(state.waits_ms, 50):.0f} ms, p99 {percentile(state.waits_ms, 99):.0f} ms, "
+                f"longest {max(state.waits_ms, default=0):.0f} ms",
             ]
+            if state.moves:
+                lines.append("moves: " + ", ".join(f"{count} x {name}" for name, count in sorted(state.moves.items())))
         lines += [f"FAILED {failure}" for failure in state.failures]
         return "\n".join(lines)
