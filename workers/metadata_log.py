@@ -115,7 +115,8 @@ class MetadataLog:
         self._files = files
         self._fd = fd
         self._position = position
-        self._synced = 0
+        self._synced = 0  # what an fdatasync has covered; the mark that says so is not part of it yet
+        self._settled_end = 0  # where the log ends while `sync` has nothing to do
         self.entries = entries
         self.entry_count = len(entries)
         self.cut_bytes = 0
@@ -140,11 +141,12 @@ class MetadataLog:
                 )
             log = cls(directory, files, fd, position, entries)
             if is_marked:
-                log._synced = position
+                log._synced, log._settled_end = position - FRAME.size, position
             if position < size_bytes:
                 log._cut()  # nobody maps this file, so it can be shortened
                 log.cut_bytes = size_bytes - position
             files.fsync_directory(directory)
+            files.fsync_directory(directory.parent)  # the directories of the data are as new as this one
             log.sync()
         except MetadataLogFailed as error:
             files.close(fd)
@@ -175,26 +177,26 @@ class MetadataLog:
 
     def sync(self) -> None:
         """Return when everything that was appended is on the disk, and the file says so. Raises MetadataLogFailed."""
-        if self._synced == self._position:
+        if self._settled_end == self._position:
             return
         try:
             self._files.fdatasync(self._fd)
         except BrokerError as error:
             raise MetadataLogFailed(f"{self._directory / LOG_NAME}: {error}") from error
+        self._synced = self._position
         mark = frame(b"", self._position)
         try:
             self._files.pwrite(self._fd, mark, self._position)
+            self._position += len(mark)
         except BrokerError:
-            self._synced = self._position
             self._cut()  # the entries are safe; damage to them would be taken for a torn tail until the next mark
-            return
-        self._synced = self._position = self._position + len(mark)
+        self._settled_end = self._position
 
     def _cut(self) -> None:
         try:
-            os.ftruncate(self._fd, self._position)
-        except OSError as error:
-            raise MetadataLogFailed(f"{self._directory / LOG_NAME}: cannot be shortened: {error.strerror}") from error
+            self._files.shorten(self._fd, self._position)
+        except BrokerError as error:
+            raise MetadataLogFailed(f"{self._directory / LOG_NAME}: cannot be shortened: {error}") from error
 
     def replace(self, entries: Sequence[AnyEntry]) -> None:
         """Put a snapshot in the place of the log: after a crash either the old or the new one is there, whole.

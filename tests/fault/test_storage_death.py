@@ -1,20 +1,25 @@
-"""T06: a process that dies before, after, or half-way through every single call of a long script."""
+"""T06: a process that dies before, after, or half-way through every single call of a long script.
+
+The script is drawn from ZBROKER_SEED, by default always the same one; the soak draws others.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.storage_logs import RebootableFiles, append, batches_of, kill, log_files, memory_path, open_log
+from tests.crash_script import Life, check_copy, check_metadata, open_copy
+from tests.storage_logs import RebootableFiles, append, batches_of, kill, memory_path, open_log
 from zbroker.storage.files import Buffer
-from zbroker.storage.log import Log
+from zbroker.storage.layout import DELETED
 
 __all__ = ["memory_path"]
+
+SEED = int(os.environ.get("ZBROKER_SEED", "20261124"))
 
 
 class Died(BaseException):
@@ -30,6 +35,7 @@ class MortalFiles(RebootableFiles):
         self._fatal_call = fatal_call
         self._moment = moment
         self._is_dead = False
+        self._open: set[int] = set()
 
     def _changes(self) -> None:
         """A call that changes something begins. Raises when the process is dead, or dies before it."""
@@ -54,14 +60,21 @@ class MortalFiles(RebootableFiles):
         return count
 
     def open(self, path: Path | str, flags: int = os.O_RDONLY) -> int:
-        if not flags & (os.O_CREAT | os.O_TRUNC):
-            return super().open(path, flags)
-        self._changes()
+        if flags & (os.O_CREAT | os.O_TRUNC):
+            self._changes()
         fd = super().open(path, flags)
-        if self._is_dead:
-            self.close(fd)
-        self._changed()
+        self._open.add(fd)
+        if flags & (os.O_CREAT | os.O_TRUNC):
+            self._changed()
         return fd
+
+    def duplicate(self, fd: int) -> int:
+        self._open.add(copy := super().duplicate(fd))
+        return copy
+
+    def close(self, fd: int) -> None:
+        self._open.discard(fd)
+        super().close(fd)
 
     def rename(self, source: Path, target: Path) -> None:
         self._changes()
@@ -89,88 +102,76 @@ class MortalFiles(RebootableFiles):
         super().fdatasync(fd)
         self._changed()
 
+    def fsync_directory(self, path: Path) -> None:
+        self._changes()
+        super().fsync_directory(path)
+        self._changed()
 
-class Promises:
-    """What the dying process had told others: acknowledged batches, the log start, the saved high watermark."""
+    def shorten(self, fd: int, size_bytes: int) -> None:
+        self._changes()
+        super().shorten(fd, size_bytes)
+        self._changed()
 
-    def __init__(self) -> None:
-        self.acknowledged: list[bytes] = []
-        self.log_start = 0
-
-
-def script(directory: Path, files: MortalFiles, promises: Promises) -> Iterator[Log]:
-    """Some sixty operations; yields the log whenever it has a new one, so that the caller can let go of it."""
-    log = open_log(directory, files=files, retention_bytes=9_000, file_delete_delay_ms=0)
-    yield log
-    for number in range(75):
-        promises.acknowledged.append(append(log, 1 + number % 4, size_bytes=60, epoch=1 + number // 25))
-        if number % 12 == 11:
-            log.flush()
-        if number % 10 == 9:
-            log.save_high_watermark(log.log_end)
-        if number % 20 == 19:
-            promises.log_start = log.retain(0, log.log_end)
-            log.unlink_deleted(1 << 62)
-        if number == 40:
-            log.close()
-            log = open_log(directory, files=files, retention_bytes=9_000, file_delete_delay_ms=0)
-            yield log
-        if number == 65:
-            promises.log_start = log.truncate_before(log.log_end - 15)
-    log.close()
+    def bury(self) -> None:
+        """Close what the dead process had open, and its locks with it."""
+        for fd in list(self._open):
+            self.close(fd)
 
 
-def run_until_death(directory: Path, fatal_call: int, moment: str) -> tuple[Promises, bool]:
-    """(what was promised, whether it died)."""
+def life_until(directory: Path, seed: int, fatal_call: int, moment: str) -> tuple[Life, int]:
+    """Live until the death, if it comes; and how many calls there were."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     files = MortalFiles(fatal_call, moment)
-    promises = Promises()
-    log: Log | None = None
+    files.make_directory(directory / "metadata")
+    life = Life(directory / "p", files, seed)
     try:
-        for opened in script(directory / "p", files, promises):
-            log = opened
+        life.run()
     except Died:
-        if log is not None:
-            log._segments.release()
-            if log._lock_fd >= 0:
-                os.close(log._lock_fd)
-        return promises, True
-    return promises, False
+        pass
+    finally:
+        files.bury()
+    return life, files.count
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file but those that wait for their unlink."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != DELETED)
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def recover(directory: Path, life: Life) -> tuple[list[bytes], dict[str, bytes]]:
+    """Open what the dead process left, check it, and die again: the batches and every file's bytes."""
+    files = RebootableFiles()
+    log = open_copy(directory / "p", files)
+    found = check_copy(log, files, life.promises, has_power=True)
+    kill(log)
+    check_metadata(directory / "metadata", files, life.promises, has_power=True)
+    return found, contents(directory)
 
 
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
-def test_t06_a_death_at_any_call_loses_nothing_that_was_acknowledged(memory_path: Path, moment: str) -> None:
-    fatal_call = 0
-    while True:
-        fatal_call += 1
-        promises, died = run_until_death(memory_path / "case", fatal_call, moment)
-        if not died:
-            break
-        log = open_log(memory_path / "case" / "p")
-        found = batches_of(log)
-        ends = [log.log_start, log.log_end]
-        kill(log)
-        acknowledged = promises.acknowledged
-        first = next((number for number, batch in enumerate(acknowledged) if found and batch == found[0]), None)
-        if acknowledged and found and first is not None:
-            expected = acknowledged[first:]
-            assert found[: len(expected)] == expected, f"call {fatal_call}"
-            assert len(found) <= len(expected) + 1, f"call {fatal_call}: at most the batch in flight may have arrived"
-        else:
-            assert len(acknowledged) == 0 or ends[0] == ends[1], f"call {fatal_call}: {ends}"
-        assert ends[0] >= promises.log_start, f"call {fatal_call}: deleted records came back"
-        before = {path.name: path.read_bytes() for path in log_files(memory_path / "case" / "p")}
-        log = open_log(memory_path / "case" / "p")
-        assert [log.log_start, log.log_end] == ends
-        assert batches_of(log) == found
-        added = append(log, 2, epoch=9)
-        kill(log)
-        log = open_log(memory_path / "case" / "p")
-        assert batches_of(log) == [*found, added], f"call {fatal_call}"
-        log.close()
-        assert before, "there is always a segment"
-    assert fatal_call > 150, f"the script made only {fatal_call} calls"
+def test_t06_a_death_at_any_call_loses_nothing_that_was_acknowledged(
+    memory_path: Path, moment: str, request: pytest.FixtureRequest
+) -> None:
+    request.node.add_report_section("call", "seed", f"ZBROKER_SEED={SEED}")
+    directory = memory_path / "case"
+    _, calls = life_until(directory, SEED, 0, moment)
+    assert calls > 150, f"the script made only {calls} calls"
+    for fatal_call in range(1, calls + 1):
+        life, _ = life_until(directory, SEED, fatal_call, moment)
+        try:
+            found, first = recover(directory, life)
+            again, second = recover(directory, life)
+            assert (again, second) == (found, first), "recovering twice gives something else"
+            log = open_copy(directory / "p", RebootableFiles())
+            added = append(log, 2, epoch=1_000)
+            kill(log)
+            log = open_copy(directory / "p", RebootableFiles())
+            assert batches_of(log) == [*found, added]
+            log.close()
+        except Exception as error:
+            raise AssertionError(f"ZBROKER_SEED={SEED}, death {moment} call {fatal_call}: {error!r}") from error
 
 
 def test_t39_mapped_readers_outlive_roll_retention_and_deletion(tmp_path: Path) -> None:

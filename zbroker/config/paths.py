@@ -131,8 +131,20 @@ def paths_for(config: ServerConfig) -> Paths:
     return Paths(data_dir, run_dir, tmpfs_dir / "boards", tmpfs_dir / "memory", further)
 
 
+def _make(directory: Path) -> None:
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in made:
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 def make_directories(paths: Paths) -> None:
-    """Create the directories that a broker needs, mode 0700. Those that exist are left as they are, but checked.
+    """Create the directories that a broker needs, mode 0700; those that were made survive a power cut. Those that exist
+    are left as they are, but checked.
 
     Raises ConfigError when one cannot be made, or belongs to another user.
     """
@@ -143,7 +155,7 @@ def make_directories(paths: Paths) -> None:
     for setting, directories in wanted.items():
         for directory in directories:
             try:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make(directory)
                 owner = directory.stat().st_uid
             except OSError as error:
                 raise ConfigError(f"{setting}: cannot make {directory}: {error.strerror}") from error

@@ -37,6 +37,7 @@ class Positions:
         found = unpack_saved(data) if data else None
         self.is_missing = found is None
         self.saved = found or SavedPositions(0, 0, 0, 0, self._boot_id)
+        self._is_durable = False
 
     @property
     def is_same_boot(self) -> bool:
@@ -51,10 +52,10 @@ class Positions:
         """Write the positions if one of them changed. Raises DiskFullError or StorageError; the old ones then stay.
 
         `durable`: they survive a power cut, and so does that what the older slot says is not believed any more: for
-        positions that go back."""
+        positions that go back, and for a log start that files are deleted for."""
         old = self.saved
         new = SavedPositions(old.sequence + 1, high_watermark, recovery_point, log_start, self._boot_id)
-        if new[1:] == old[1:]:
+        if new[1:] == old[1:] and (self._is_durable or not durable):
             return
         fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT)
         try:
@@ -63,7 +64,7 @@ class Positions:
                 self._files.fdatasync(fd)
         finally:
             self._files.close(fd)
-        self.saved = new
+        self.saved, self._is_durable = new, durable
 
 
 def read_marker(directory: Path, files: Files) -> CleanMarker | None:

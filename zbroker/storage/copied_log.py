@@ -165,7 +165,8 @@ class CopiedLog(Log):
             found = segment.find(offset)
             cut, position = found.header.base_offset, found.position
         try:
-            self._begin_cut(min(cut, self.saved_high_watermark), min(cut, self.durable_end), min(cut, self.log_start))
+            promised = (self.saved_high_watermark, self._recovery_point, self.log_start)
+            self._begin_cut(*(min(cut, offset) for offset in promised))
             kept = [one for one in self._segments if one.base_offset < segment.base_offset]
             later = [one for one in self._segments if one.base_offset > segment.base_offset]
             for one in reversed(later):

@@ -60,7 +60,6 @@ class Epochs:
         self._files = files
         data = files.read_file(self.path, _FILE_BYTES_MAX)
         found = parse_epochs(data) if data else None
-        self.is_missing = found is None
         self.starts: list[EpochStart] = found or []
         self.is_saved = found is not None or data is None
         self.is_durable = self.is_saved

@@ -182,6 +182,13 @@ class Files:
             for at in range(position, end, len(_ZEROS)):
                 self.pwrite(fd, _ZEROS[: end - at], at)
 
+    def shorten(self, fd: int, size_bytes: int) -> None:
+        """Cut the end of a file that nobody has mapped."""
+        try:
+            os.ftruncate(fd, size_bytes)
+        except OSError as error:
+            _raise(error, f"shorten to {size_bytes} bytes")
+
     def next_data(self, fd: int, position: int) -> int | None:
         """The first position at or after `position` that may hold written bytes. None: there is none."""
         try:

@@ -50,15 +50,13 @@ class Log:
         self.epochs = Epochs(directory, files)
         self.recovery = RecoveryReport()
         self.failure: BrokerError | None = None
-        self.log_start = self.log_end = self.durable_end = 0
-        self.last_append_ns = self.unflushed_since_ns = 0
+        self.log_start = self.log_end = self.durable_end = self.last_append_ns = self.unflushed_since_ns = 0
         self._files = files
         self._clock = clock
         self._positions = Positions(directory, files)
         self._segments = segments
         self._epoch: int | None = None
-        self._is_marked = False
-        self._is_fresh = False
+        self._is_marked = self._is_fresh = False
         self._must_sync_names = True
         self._lock_fd = -1
 
@@ -82,7 +80,7 @@ class Log:
         CopyDamagedError (the files are untouched), DiskFullError, StorageError.
         """
         handles = Handles(files) if handles is None else handles
-        is_fresh = files.make_directory(directory)
+        files.make_directory(directory)
         lock_fd = files.lock_directory(directory)
         space = DiskSpace(files.is_tmpfs(directory), disk_free_min_bytes)
         segments = Segments(directory, config, files, clock, handles, space)
@@ -99,7 +97,6 @@ class Log:
             files.close(lock_fd)
             raise
         log._lock_fd = lock_fd
-        log._is_fresh = is_fresh
         return log
 
     def _take(self, opened: Opened) -> None:
@@ -109,6 +106,7 @@ class Log:
         self.log_start = opened.log_start
         self.log_end = self._segments.active.next_offset
         self._is_marked = opened.report.is_clean and not opened.is_new
+        self._is_fresh = self.log_start == self.log_end  # nothing was ever promised: its directory may be as new
         recovery_point = self.log_end if opened.report.is_clean else self._positions.saved.recovery_point
         self.durable_end = min(max(recovery_point, self.log_start), self.log_end)
         if self.durable_end < self.log_end:
@@ -297,11 +295,17 @@ class Log:
         assert high_watermark <= self.log_end
         self._save_positions(high_watermark)
 
-    def _save_positions(self, high_watermark: int) -> None:
+    @property
+    def _recovery_point(self) -> int:
+        if self.durable_end > self.log_start:
+            return self.durable_end
+        # It may stem from a deletion: no sync has seen the batch that lies there.
+        return min(self.durable_end, self._positions.saved.recovery_point)
+
+    def _save_positions(self, high_watermark: int, *, durable: bool = False) -> None:
+        point, start = self._recovery_point, self.log_start
         try:
-            self._positions.save(
-                high_watermark=high_watermark, recovery_point=self.durable_end, log_start=self.log_start
-            )
+            self._positions.save(high_watermark=high_watermark, recovery_point=point, log_start=start, durable=durable)
         except (DiskFullError, TooManyOpenFilesError):
             pass  # the older positions stay true; the next save comes soon
 
@@ -314,9 +318,9 @@ class Log:
     def retain(self, now_ms: int, high_watermark: int) -> int:
         """Roll a segment that is too old, delete what the topic's settings let go, and return the log start."""
         self._check_usable()
-        config, active = self._segments.config, self._segments.active
+        config, begun_ms = self._segments.config, self._segments.active.first_timestamp
         try:
-            if active.first_timestamp != NO_TIMESTAMP and now_ms - active.first_timestamp > config.segment_ms:
+            if begun_ms != NO_TIMESTAMP and now_ms - begun_ms > config.segment_ms:
                 self.roll()
         except DiskFullError:
             pass  # no room for a new segment: the old one goes on
@@ -351,17 +355,16 @@ class Log:
             except DiskFullError:
                 count -= 1
         if count:
-            self._segments.drop_oldest(count)
-            self.log_start = max(self.log_start, self._segments.first_base)
+            self.log_start = max(self.log_start, segments[count - 1].next_offset)
             self.durable_end = max(self.durable_end, self.log_start)
             self.epochs.cut_start(self.log_start)
-            self._save_positions(self._positions.saved.high_watermark)
+            # Of the deletions a power cut may keep any: only below a durable log start is a hole no damage.
+            self._save_positions(self._positions.saved.high_watermark, durable=True)
+            self._segments.drop_oldest(count)
 
     def unlink_deleted(self, now_ns: int) -> int:
         """Unlink segment files whose delay has passed; how many. May run in another thread."""
         return self._segments.deleted.unlink_due(now_ns)
-
-    # --- the end -----------------------------------------------------------------------------------------------------
 
     def close(self, clean: bool = True) -> None:
         """Give the files and the lock back. `clean`: sync first and leave the marker that spares the next start a scan;

@@ -72,23 +72,29 @@ def open_segments(
     if not segments:
         first = _first_segment(positions, make_segment)
         return Opened([first], [], first.base_offset, RecoveryReport(is_clean=positions.is_missing), is_new=True)
+    deleted = sum(following <= positions.saved.log_start for following in bases[1:])
+    removed, segments = segments[:deleted], segments[deleted:]
     marker = read_marker(directory, files)
     report = RecoveryReport()
-    removed: list[Segment] = []
     if marker is not None and _agrees(marker, segments[-1]):
-        below = _take_over_sealed(segments, len(segments) - 1, positions)
+        _take_over_sealed(segments, len(segments) - 1)
     else:
         recovery = _Recovery(segments, positions, epoch_max)
-        checked_from = recovery.walk()
-        below = _take_over_sealed(segments, checked_from, positions)
-        segments, removed, report = recovery.apply()
-    removed = [*segments[:below], *removed]
-    segments = segments[below:]
+        _take_over_sealed(segments, recovery.walk())
+        segments, torn, report = recovery.apply()
+        removed += torn
+    if segments[-1].next_offset < positions.saved.recovery_point:
+        # All of it had been deleted, and a power cut kept some deletions only: no offset is given twice.
+        removed += segments
+        segments = [make_segment(positions.saved.recovery_point)]
+        segments[0].create()
     log_start = max(segments[0].base_offset, min(positions.saved.log_start, segments[-1].next_offset))
+    if log_start < positions.saved.log_start:
+        _take_back(positions, log_start)
     for segment in segments[:-1]:
         if segment.base_offset in unpaired:
             segment.rebuild_indexes()
-    _check_epochs(epochs, segments)
+    _check_epochs(epochs, segments, log_start)
     return Opened(segments, removed, log_start, report)
 
 
@@ -111,16 +117,25 @@ def _segment_bases(directory: Path, files: Files) -> tuple[list[int], set[int]]:
 
 def _first_segment(positions: Positions, make_segment: MakeSegment) -> Segment:
     bar = _bar(positions)
-    if bar > positions.saved.log_start:
+    if bar:
         raise CopyDamagedError(f"no segment is left, but records up to offset {bar} were there")
     segment = make_segment(positions.saved.log_start)
     segment.create()
     return segment
 
 
-def _bar(positions: Positions) -> int:
+def _take_back(positions: Positions, log_end: int) -> None:
+    """The log ends below the saved log start: without this, what is appended there would be gone at the next start."""
     saved = positions.saved
-    return max(saved.recovery_point, saved.high_watermark if positions.is_same_boot else 0)
+    high_watermark, recovery_point = min(saved.high_watermark, log_end), min(saved.recovery_point, log_end)
+    positions.save(high_watermark=high_watermark, recovery_point=recovery_point, log_start=log_end, durable=True)
+
+
+def _bar(positions: Positions) -> int:
+    """Where damage begins to be a tear; 0 when all that had been promised was deleted."""
+    saved = positions.saved
+    bar = max(saved.recovery_point, saved.high_watermark if positions.is_same_boot else 0)
+    return bar if bar > saved.log_start else 0
 
 
 def _agrees(marker: CleanMarker, active: Segment) -> bool:
@@ -184,30 +199,26 @@ class _Recovery:
         return kept, removed, RecoveryReport(False, self._batches, self._bytes, len(removed), lost, was_torn)
 
 
-def _take_over_sealed(segments: list[Segment], count: int, positions: Positions) -> int:
-    """Learn the ends of the first `count` segments; how many of the oldest lie wholly below the log start.
-
-    Raises CopyDamagedError when one does not end where the next begins.
-    """
+def _take_over_sealed(segments: list[Segment], count: int) -> None:
+    """Learn the ends of the first `count` segments. Raises CopyDamagedError: one does not end where the next begins."""
     for number in range(count - 1, -1, -1):
         following = segments[number + 1].base_offset
-        if following <= positions.saved.log_start:
-            return number + 1
         what = segments[number].resume_sealed(following)
         if what is not None:
             raise CopyDamagedError(f"{what}; offset {following} must follow")
-    return 0
 
 
-def _check_epochs(epochs: Epochs, segments: list[Segment]) -> None:
-    """Make the epoch file agree with the log: cut to its ends, or made anew when the newest batch has another epoch."""
+def _check_epochs(epochs: Epochs, segments: list[Segment], log_start: int) -> None:
+    """Make the epoch file agree with the log: cut to its ends, or made anew when the newest batch has another epoch, or
+    when a power cut took the log start back behind the file."""
     log_end = segments[-1].next_offset
     epochs.cut_end(log_end)
     if log_end == segments[0].base_offset:
         return
     holder = next(segment for segment in reversed(segments) if segment.next_offset > segment.base_offset)
     newest = holder.find(holder.next_offset - 1).header
-    if not epochs.is_missing and epochs.starts and epochs.latest == newest.leader_epoch:
+    known = epochs.starts
+    if known and known[0].start_offset <= log_start and epochs.latest == newest.leader_epoch:
         return
     starts: list[EpochStart] = []
     for segment in segments:
