@@ -16,6 +16,7 @@ from zbroker import ids
 from zbroker.client.assigned import Assigned
 from zbroker.client.fetcher import Fetcher
 from zbroker.client.settings import ConsumerSettings
+from zbroker.client.sleep import Sleep
 from zbroker.client.subscription import Subscription
 from zbroker.clock import ManualClock
 from zbroker.config.schema import TopicConfig
@@ -257,7 +258,7 @@ class Reader:
         subscription = Subscription("earliest")
         subscription.assign([TP])
         connection: Any = FakeConnection(group, self.settings, is_local=is_local)
-        self.fetcher = Fetcher(connection, self.settings, subscription)
+        self.fetcher = Fetcher(connection, self.settings, subscription, Sleep(connection, self.settings))
         self.one: Assigned = subscription.assigned[TP]
         self.offset = 0
 

@@ -79,6 +79,9 @@ class Connection(Exchange):
             frames = self.request(ids.ROUTER, Api.HELLO, [hello], timeout_ms=timeout_ms, attempt_ms=HELLO_ATTEMPT_MS)
         except RequestTimedOutError as error:
             raise BrokerNotAvailableError(f"no broker answers at {self._endpoint.address}") from error
+        return self._checked_welcome(frames)
+
+    def _checked_welcome(self, frames: Sequence[Any]) -> Welcome:
         welcome = decode(Welcome, frames[0])
         if self.settings.transport == "shm" and not (welcome.shared_memory and self._endpoint.is_local):
             raise LaneRefusedError(

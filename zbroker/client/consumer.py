@@ -27,7 +27,7 @@ from zbroker.client.membership import Membership
 from zbroker.client.offsets import ask_offsets
 from zbroker.client.settings import ConsumerSettings, read_settings
 from zbroker.client.single_use import SingleUse
-from zbroker.client.sleep import WakeableConnection
+from zbroker.client.sleep import Sleep, WakeableConnection
 from zbroker.client.subscription import RebalanceListener, Subscription
 from zbroker.client.topic_queries import TopicQueries
 from zbroker.clock import NS_PER_MS
@@ -74,8 +74,8 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
         self._subscription = Subscription(self.settings.auto_offset_reset, is_grouped=is_grouped)
         if topics:
             self._subscription.subscribe(topics, None)
-        self._connection = WakeableConnection(self.settings)
-        self._fetcher = Fetcher(self._connection, self.settings, self._subscription)
+        self._connection, sleep = self._connect()
+        self._fetcher = Fetcher(self._connection, self.settings, self._subscription, sleep)
         self._group, self._stores = None, {}
         if is_grouped:
             group = self._group = Membership(
@@ -83,6 +83,10 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
             )
             self._fetcher.service, self._stores = group.service, group.commits.stores
         self._use = SingleUse("Consumer", self._fetcher.wake, self._release)
+
+    def _connect(self) -> tuple[WakeableConnection, Sleep]:
+        connection = WakeableConnection(self.settings)
+        return connection, Sleep(connection, self.settings)
 
     # --- what is read ------------------------------------------------------------------------------------------------
 

@@ -240,13 +240,7 @@ class Delivery:
     def flush(self, timeout_ms: int | None, *, is_local: bool = False) -> int:
         """Send everything and wait for its answers; `is_local`: until it was sent. Returns how many records were not
         answered, or not sent, in time."""
-        with self.lock:
-            queues = list(self._queues.values())
-            for queue in queues:
-                queue.close_open()
-            # What other threads send from now on is not waited for.
-            marks = [(queue, queue.closed_count) for queue in queues]
-        self._make_calls([])
+        marks = self.close_all()
         limit_ms = self._settings.delivery_timeout_ms + 1_000 if timeout_ms is None else timeout_ms
         has_passed = self._is_in_lane if is_local else PartitionQueue.is_done_until
         self._serve_queues()
@@ -259,6 +253,17 @@ class Delivery:
 
         self.wait_for(is_done, limit_ms)
         return self._unsent_records() if is_local else self.unanswered_records()
+
+    def close_all(self) -> list[tuple[PartitionQueue, int]]:
+        """Close every open batch. Gives the queues, and how many batches of each `is_done_until` has to be asked for:
+        what is sent from now on is not waited for."""
+        with self.lock:
+            queues = list(self._queues.values())
+            for queue in queues:
+                queue.close_open()
+            marks = [(queue, queue.closed_count) for queue in queues]
+        self._make_calls([])
+        return marks
 
     def _is_in_lane(self, queue: PartitionQueue, number: int) -> bool:
         """Whether a worker will take every batch up to that one even if this process dies now. The lock is held."""
@@ -304,11 +309,12 @@ class Delivery:
         """See Work."""
         for emitter in list(self.emitters):
             emitter.hand_over()
-        self._close_old_batches()
+        self.close_old_batches()
         self._make_calls([])
         self._serve_queues()
 
-    def _close_old_batches(self) -> None:
+    def close_old_batches(self) -> None:
+        """Close, and so send, the batches whose linger is over."""
         oldest_ns = time.monotonic_ns() - int(self._settings.linger_ms * NS_PER_MS)
         for queue in list(self._queues.values()):
             batch = queue.open

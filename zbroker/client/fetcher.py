@@ -34,7 +34,9 @@ Found = dict[TopicPartition, list[ConsumerRecord[Any, Any]]]
 class Fetcher:
     """See the module. One thread at a time; `wake` from any."""
 
-    def __init__(self, connection: WakeableConnection, settings: ConsumerSettings, subscription: Subscription) -> None:
+    def __init__(
+        self, connection: WakeableConnection, settings: ConsumerSettings, subscription: Subscription, sleep: Sleep
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self._subscription = subscription
@@ -55,7 +57,7 @@ class Fetcher:
         self._error: BrokerError | None = None
         self.service: Callable[[], None] | None = None
         """What a group has to do before each search."""
-        self.sleep = Sleep(connection, settings)
+        self.sleep = sleep
         self.topology = Topology(connection, self.sleep.note)
         self._remote = RemoteFetch(connection, settings, self.sleep.note)
 

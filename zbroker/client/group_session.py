@@ -97,6 +97,11 @@ class GroupSession:
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no thread runs."""
+        return self._thread is None or not self._thread.is_alive()
+
     def _run(self) -> None:
         connection = self._connect()
         if connection is None:

@@ -337,9 +337,10 @@ class Membership:
         member = self._member
         return ConsumerGroupMetadata(member.group_id, member.member_epoch, member.member_id, member.instance_id or None)
 
-    def leave(self, timeout_s: float, *, is_final: bool) -> None:
-        """Give everything back. The listener was told, and what it had was committed. Raises RebalanceListenerError,
-        when all is done. `is_final` False: a static member does not come back either."""
+    def leave(self, timeout_s: float, *, is_final: bool) -> threading.Event:
+        """Give everything back. The listener was told, and what it had was committed. The event: the group has heard
+        it, or does not answer. Raises RebalanceListenerError, when all is done. `is_final` False: a static member does
+        not come back either."""
         owned = [grant.tp for grant in self._member.owned.values()]
         failure: RebalanceListenerError | None = None
         if not self.is_member:
@@ -365,14 +366,24 @@ class Membership:
         told.wait(timeout_s)
         if failure is not None:
             raise failure
+        return told
 
     def close(self, timeout_s: float) -> None:
         """Leave, and end the thread. In a forked child it touches nothing."""
         try:
             self.leave(timeout_s, is_final=True)
         finally:
-            self.commits.close()
-            self._session.close(THREAD_END_S)
+            self.end(THREAD_END_S)
+
+    def end(self, timeout_s: float) -> None:
+        """Unmap what commits go to, and end the thread, after `leave`."""
+        self.commits.close()
+        self._session.close(timeout_s)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread has."""
+        return self._session.has_ended
 
 
 def _done() -> threading.Event:

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import os
 import select
+from typing import Protocol
 
 from zbroker import ids
+
+
+class Poll(Protocol):
+    """What waits for descriptors: a `select.poll`, or an event loop."""
+
+    def register(self, fd: int, events: int, /) -> object:
+        """Wait for this one too."""
+
+    def unregister(self, fd: int, /) -> None:
+        """Wait for it no more."""
 
 
 class ProcessWatch:
     """The processes that one client watches. Its descriptors are in the caller's poll. The caller holds its lock."""
 
-    def __init__(self, poll: select.poll) -> None:
+    def __init__(self, poll: Poll) -> None:
         self._poll = poll
         self._watched: dict[int, tuple[int, int]] = {}  # process number -> (pidfd, incarnation)
 

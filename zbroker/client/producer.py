@@ -44,6 +44,7 @@ else:
     K = TypeVar("K")
     V = TypeVar("V")
 
+REPLY_BYTES: Final = 16 << 10
 _LAST_INDEX: Final = RECORDS_PER_BATCH_MAX - 1
 
 
@@ -53,9 +54,7 @@ class Producer(Generic[K, V]):
     def __init__(self, config: Mapping[str, object] | None = None, /, **settings: object) -> None:
         """Connect. Raises ConfigError for a setting, BrokerNotAvailableError when no broker answers."""
         self.settings = read_settings(ProducerSettings, config, settings)
-        self._connection = Connection(
-            self.settings, request_bytes=self.settings.max_request_size + BATCH_OVERHEAD_BYTES, reply_bytes=16 << 10
-        )
+        self._connection = self._connect(self.settings.max_request_size + BATCH_OVERHEAD_BYTES)
         self._delivery = Delivery(self._connection, self.settings)
         self._accumulator = Accumulator(self._connection, self._delivery, self.settings)
         self._plain_topics = self._accumulator.plain_topics
@@ -64,6 +63,9 @@ class Producer(Generic[K, V]):
         self._on_delivery = self.settings.on_delivery
         self._senders: weakref.WeakSet[Any] = weakref.WeakSet()
         note_open(self)
+
+    def _connect(self, request_bytes: int) -> Connection:
+        return Connection(self.settings, request_bytes=request_bytes, reply_bytes=REPLY_BYTES)
 
     def send(
         self,

@@ -87,7 +87,7 @@ class Sleep:
             self._connection.try_pump()
             self._has_news = False
             return
-        watched = _watched(partitions)
+        watched = watched_locally(partitions)
         if watched:
             if self._spin_for(watched):
                 self._connection.try_pump()  # Answers must not wait for a moment when there are no records.
@@ -108,7 +108,7 @@ class Sleep:
         if now_ns < self._tell_ns:
             return
         self._tell_ns = now_ns + TELL_NS
-        for leader, group in _by_leader(_watched(partitions)).items():
+        for leader, group in _by_leader(watched_locally(partitions)).items():
             wanted = [FetchPartition(one.topic_id, one.tp.partition, one.offset or 0, 0) for one in group[:WAITED_MAX]]
             body = encode(FetchRequest(0, 0, 0, wanted))
             self._connection.submit(leader, Api.FETCH, [body], lambda *_: None, timeout_ms=TELL_NS // NS_PER_MS)
@@ -178,7 +178,7 @@ class Sleep:
         return True
 
 
-def _watched(partitions: Sequence[Assigned]) -> list[Assigned]:
+def watched_locally(partitions: Sequence[Assigned]) -> list[Assigned]:
     """Those whose files are read here."""
     return [one for one in partitions if one.source is not None and one.source.is_local and one.offset is not None]
 
