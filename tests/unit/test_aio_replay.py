@@ -51,7 +51,10 @@ def test_an_error_is_raised_where_it_was_asked_and_a_pause_makes_answers_old() -
         except LeaderNotAvailableError:
             raise Pause("pause", pause) from None
 
-    answers = {"leader": [LeaderNotAvailableError("none"), LeaderNotAvailableError("none"), 7], "pause": [None, None]}
+    answers: dict[object, list[Any]] = {
+        "leader": [LeaderNotAvailableError("none"), LeaderNotAvailableError("none"), 7],
+        "pause": [None, None],
+    }
     found, asked = drive(call, answers)
     assert found == 7
     assert asked == ["leader", "pause", "leader", "pause", "leader"]

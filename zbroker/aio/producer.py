@@ -118,6 +118,7 @@ class Producer(Generic[K, V]):
             request_bytes = self.settings.max_request_size + BATCH_OVERHEAD_BYTES
             connection = LoopConnection(self.settings, request_bytes=request_bytes, reply_bytes=REPLY_BYTES)
             await connection.connect()
+            self._loop = asyncio.get_running_loop()
             self._calls = _Calls(connection, self._arguments[0], **self._arguments[1])
 
     def _started(self) -> _Calls:
@@ -152,7 +153,7 @@ class Producer(Generic[K, V]):
             )  # fmt: skip
 
         sent = await self._queue(topic, partition is None, send)
-        future: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[RecordMetadata] = self._loop.create_future()
         sent.add_done_callback(lambda done: _settle(future, done.exception, done.result))
         return future
 
@@ -217,7 +218,7 @@ class Producer(Generic[K, V]):
             sent = await calls._given.replayed(lambda: send(calls), self.settings.max_block_ms)
         if not self.settings.linger_ms and not self._is_closing_batches:
             self._is_closing_batches = True
-            asyncio.get_running_loop().call_soon(self._close_batches)
+            self._loop.call_soon(self._close_batches)
         return sent
 
     def _close_batches(self) -> None:
