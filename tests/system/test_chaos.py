@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from zbroker.check.copies import compare_copies
@@ -42,8 +43,9 @@ def run(target: Target, directory: Path, **changes: object) -> ChaosReport:
     """A run, its verdict, and what must be true of the broker afterwards."""
     plan = Plan(seed=SEED, **changes)  # type: ignore[arg-type]  # the plan's own fields
     report = run_chaos(plan, target, directory)
-    assert report.is_sound, report
-    assert report.acknowledged > 100 * plan.duration_s * 0.5, report
+    told = msgspec.json.format(msgspec.json.encode(report)).decode()
+    assert report.is_sound, told
+    assert report.acknowledged > 100 * plan.duration_s * 0.5, told
     broker = target.broker
     assert set(broker_processes(target.boards_dir)) == {
         "coordinator",

@@ -24,6 +24,7 @@ from zbroker.core.partition_events import Copies
 from zbroker.errors import FencedLeaderEpochError, InvalidUpdateVersionError, StaleIncarnationError
 
 PROPOSE_AGAIN_AFTER_NS: Final = 500 * NS_PER_MS
+REFUSED_FOR_NS: Final = 2_000 * NS_PER_MS
 _UNKNOWN: Final = -1
 
 
@@ -78,7 +79,7 @@ class Progress:
         self._followers: dict[int, Follower] = {}
         self._propose_at_ns = 0
         self._looked_ns = now_ns
-        self._refused: dict[int, int] = {}  # copy -> the incarnation that the coordinator refused
+        self._refused: dict[int, tuple[int, int]] = {}  # copy -> the incarnation that was refused, and until when
         self._incarnations: tuple[int, ...] = ()  # those that the proposal was made for
         self.proposed: tuple[int, ...] | None = None
         self.copies = copies
@@ -195,9 +196,11 @@ class Progress:
         if self.proposed is None or event.partition_epoch != self.copies.partition_epoch:
             return
         if isinstance(event.error, StaleIncarnationError):
-            # Certainly not taken over. Who wanted in must come again, as another incarnation.
+            # Certainly not taken over. Who wanted in was replaced; or is it the coordinator that was, and does not know
+            # it yet? So not for ever, but for long enough that the others' changes are not held up.
+            until_ns = now_ns + REFUSED_FOR_NS
             asked = zip(self.proposed, self._incarnations, strict=True)
-            self._refused.update((copy_id, one) for copy_id, one in asked if copy_id not in self.copies.isr)
+            self._refused.update((copy_id, (one, until_ns)) for copy_id, one in asked if copy_id not in self.copies.isr)
             self.proposed = None
             self._propose_at_ns = now_ns + PROPOSE_AGAIN_AFTER_NS
         elif not isinstance(event.error, InvalidUpdateVersionError | FencedLeaderEpochError):
@@ -215,7 +218,8 @@ class Progress:
         return self._may_join_soon(one, now_ns) and one.log_end >= needed
 
     def _may_join_soon(self, one: Follower, now_ns: int) -> bool:
-        is_refused = self._refused.get(one.copy_id) == one.incarnation
+        incarnation, until_ns = self._refused.get(one.copy_id, (_UNKNOWN, 0))
+        is_refused = incarnation == one.incarnation and now_ns < until_ns
         return one.is_here and one.has_caught_up and not is_refused and not self._is_late(one, now_ns)
 
     def _look(self, now_ns: int) -> None:
