@@ -19,6 +19,7 @@ def remove_all(paths: Paths) -> None:
     """Remove what the broker's processes made at run time."""
     shutil.rmtree(paths.memory_dir, ignore_errors=True)
     reaper.sweep(paths.run_dir, paths.boards_dir)
+    paths.data_dirs_file.unlink(missing_ok=True)
     _remove_if_empty(paths.boards_dir)
     _remove_if_empty(paths.groups_dir)
     if paths.boards_dir.parent != paths.run_dir:

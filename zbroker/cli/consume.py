@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
+from zbroker.cli.group_names import complete_groups
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.quantities import Place, Span, parse_span
 from zbroker.cli.record_format import Formatter, Record, json_lines, parse_format
@@ -19,6 +20,7 @@ from zbroker.ids import TopicPartition
 if TYPE_CHECKING:
     from zbroker.client.consumer import Consumer
 
+_GROUP_SPANS: Final = (Span(Place("start"), None), Span(Place("end"), None))
 _RECORDS_MAX: Final = 5_000
 _WAIT_MS: Final = 200  # how late Ctrl-C is noticed at the latest
 
@@ -29,10 +31,17 @@ _WAIT_MS: Final = 200  # how late Ctrl-C is noticed at the latest
     "-o",
     "--offset",
     "where",
-    default="end",
-    show_default=True,
     metavar="WHERE",
-    help="start, end, N, -N (the last N), @2026-11-23T10:00, @-1h; A:B reads from A up to B, :end what is there.",
+    help="start, end, N, -N (the last N), @2026-11-23T10:00, @-1h; A:B reads from A up to B, :end what is there.  "
+    "[default: end; of a group: where it has come to]",
+)
+@click.option(
+    "-g",
+    "--group",
+    "group_id",
+    metavar="GROUP",
+    shell_complete=complete_groups,
+    help="As a member of this group: commit what was printed. -o start|end: where the group has committed nothing.",
 )
 @click.option("-n", "--num", "count", type=click.IntRange(1), metavar="N", help="Stop after N records.")
 @click.option("-p", "--partition", "chosen", multiple=True, type=click.IntRange(0), help="Only these; repeatable.")
@@ -52,15 +61,18 @@ _WAIT_MS: Final = 200  # how late Ctrl-C is noticed at the latest
 def consume(
     options: Options,
     topics: tuple[str, ...],
-    where: str,
+    where: str | None,
+    group_id: str | None,
     count: int | None,
     chosen: tuple[int, ...],
     stop_at_end: bool,
     template: str,
     grep: str | None,
 ) -> None:
-    """Print records of topics. Without a group: nobody's position is changed."""  # fmt: skip
-    span = parse_span(where)
+    """Print records of topics. Without --group nobody's position is changed."""  # fmt: skip
+    span = parse_span(where or "end")
+    if group_id is not None and (chosen or span not in _GROUP_SPANS):
+        raise click.UsageError("--group goes with -o start or -o end alone, and without -p")
     if stop_at_end and span.stop is None:
         span = Span(span.start, Place("end"))
     formatter = json_lines if options.is_json else parse_format(template)
@@ -68,6 +80,15 @@ def consume(
         pattern = re.compile(grep.encode()) if grep is not None else None
     except re.error as error:
         raise click.BadParameter(f"--grep {grep!r}: {error}") from None
+    if group_id is not None:
+        reset = "earliest" if span.start.kind == "start" else "latest"
+        settings = {"group_id": group_id, "auto_offset_reset": reset, "enable_auto_commit": False}
+        with options.consumer(**settings) as consumer:
+            consumer.subscribe(topics)
+            wanted = Filter(pattern, {}, {})
+            shown = _print_as_member(consumer, formatter, wanted, count, stop_at_end=span.stop is not None)
+        options.note(f"{shown:,} records", level=1)
+        return
     with options.consumer() as consumer:
         tps = _partitions(consumer, topics, chosen)
         consumer.assign(tps)
@@ -166,4 +187,25 @@ def _print(consumer: Consumer[Any, Any], formatter: Formatter, chosen: Filter, c
         for tp in [tp for tp in left if consumer.position(tp) >= stops[tp]]:
             left.discard(tp)
             consumer.pause(tp)
+    return shown
+
+
+def _print_as_member(
+    consumer: Consumer[Any, Any], formatter: Formatter, wanted: Filter, count: int | None, *, stop_at_end: bool
+) -> int:
+    """Print what this member is given, and commit what was printed, before the next is asked for."""
+    out = sys.stdout.buffer
+    shown = 0
+    while count is None or shown < count:
+        left = _RECORDS_MAX if count is None else min(_RECORDS_MAX, count - shown)
+        found = consumer.poll(timeout_ms=_WAIT_MS, max_records=left)
+        for tp, records in found.items():
+            matching = wanted.wanted(tp, records)
+            out.write(formatter(matching))
+            shown += len(matching)
+        out.flush()
+        if found:
+            consumer.commit()
+        elif stop_at_end and consumer.assignment() and not any(consumer.lag().values()):
+            break
     return shown

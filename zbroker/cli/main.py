@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "topics": ("zbroker.cli.topics:topics", "Create, list, describe, alter, delete, grow and truncate topics."),
     "produce": ("zbroker.cli.produce:produce", "Send lines of a file or of stdin as records."),
     "consume": ("zbroker.cli.consume:consume", "Print records."),
+    "groups": ("zbroker.cli.groups:groups", "Show consumer groups and their lag; reset and copy offsets."),
     "cluster": ("zbroker.cli.cluster:cluster", "Show processes and copies; elect leaders, move and drain copies."),
     "offsets": ("zbroker.cli.offsets:offsets", "Show the offsets of a topic's partitions."),
     "log": ("zbroker.cli.log:log", "Look at log files, with the broker up or down."),

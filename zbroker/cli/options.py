@@ -89,7 +89,7 @@ class Options:
 
             client = load(self.config_path).config.client
             section = client.producer if kind == "producer" else client.consumer
-            # The file is one for all programs; this version's consumers know no groups.
+            # The file is one for all programs; a command joins a group only when it is told to.
             found.update({key: value for key, value in section.items() if key.replace(".", "_") not in GROUP_SETTINGS})
         found["bootstrap_servers"] = self.where()
         found["client_id"] = f"cli-{os.getpid()}"

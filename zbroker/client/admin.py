@@ -1,4 +1,4 @@
-"""The admin client: topics, their settings, records to delete, the broker's processes.
+"""The admin client: topics, their settings, records to delete, groups, the broker's processes.
 
 Every call returns when the coordinator or the leader has done it, or raises a typed error that names what to look at.
 With `raise_errors=False` the errors of single topics are in the result instead.
@@ -22,6 +22,7 @@ from zbroker.client.descriptions import (
     describe_topic,
 )
 from zbroker.client.exchange import ATTEMPT_TIMEOUT_MS
+from zbroker.client.group_admin import GroupAdmin
 from zbroker.client.offsets import ask_offsets
 from zbroker.client.settings import ConnectionSettings, read_settings
 from zbroker.clock import NS_PER_MS
@@ -58,7 +59,17 @@ from zbroker.wire.messages import (
 )
 
 _NOT_SEEN_MS = 20
-_REPEATABLE = frozenset({Api.DESCRIBE_CLUSTER, Api.DESCRIBE_CONFIGS, Api.ALTER_CONFIGS})
+_REPEATABLE = frozenset(
+    {
+        Api.DESCRIBE_CLUSTER,
+        Api.DESCRIBE_CONFIGS,
+        Api.ALTER_CONFIGS,
+        Api.LIST_GROUPS,
+        Api.DESCRIBE_GROUPS,
+        Api.OFFSET_FETCH,
+        Api.ALTER_GROUP_OFFSETS,
+    }
+)
 _ROLES = ("worker", "replica")
 
 
@@ -78,7 +89,7 @@ class NewTopic:
         self.config = dict(config or {})
 
 
-class AdminClient:
+class AdminClient(GroupAdmin):
     """See the module. Settings are those of every client: `bootstrap_servers`, `client_id`, time-outs, `transport`."""
 
     def __init__(self, config: Mapping[str, object] | None = None, /, **settings: object) -> None:

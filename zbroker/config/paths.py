@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from zbroker.config.schema import ServerConfig
+from zbroker.config.schema import BrokerSection, ServerConfig
 from zbroker.errors import ConfigError
 
 SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path is 108 bytes with its final zero
@@ -74,6 +74,11 @@ class Paths(NamedTuple):
     def groups_dir(self) -> Path:
         """Where the slot files of the groups' members lie."""
         return self.boards_dir.parent / "groups"
+
+    @property
+    def data_dirs_file(self) -> Path:
+        """The file in the run directory that names the data directories, for who knows only where the broker runs."""
+        return self.run_dir / "data-dirs"
 
     @property
     def copies_dirs(self) -> tuple[Path, ...]:
@@ -161,3 +166,21 @@ def make_directories(paths: Paths) -> None:
                 raise ConfigError(f"{setting}: cannot make {directory}: {error.strerror}") from error
             if owner != os.getuid():
                 raise ConfigError(f"{setting}: {directory} belongs to uid {owner}, this process is uid {os.getuid()}")
+    names = b"\0".join(map(os.fsencode, (paths.data_dir, *paths.further_data_dirs)))
+    try:
+        if not (paths.data_dirs_file.exists() and paths.data_dirs_file.read_bytes() == names):
+            unfinished = paths.data_dirs_file.with_name(f"data-dirs.{os.getpid()}.tmp")
+            unfinished.write_bytes(names)
+            unfinished.replace(paths.data_dirs_file)
+    except OSError as error:
+        raise ConfigError(f"broker.run_dir: cannot write {paths.data_dirs_file}: {error.strerror}") from error
+
+
+def paths_at(run_dir: Path) -> Paths | None:
+    """The paths of the broker that runs in a directory, or died there. None: none does, or it was stopped."""
+    paths = paths_for(ServerConfig(broker=BrokerSection(run_dir=str(run_dir))))
+    try:
+        data_dir, *further = map(Path, map(os.fsdecode, paths.data_dirs_file.read_bytes().split(b"\0")))
+    except OSError:
+        return None
+    return paths._replace(data_dir=data_dir, further_data_dirs=tuple(further))
