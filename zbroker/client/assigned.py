@@ -23,8 +23,8 @@ class Assigned:
     """One partition that is read: the position, and what was fetched and not given out yet."""
 
     __slots__ = (
-        "_end", "_first", "_offsets", "_records", "goal", "offset", "paused", "ready", "reset", "source", "topic_id",
-        "tp", "was_read",
+        "_end", "_first", "_offsets", "_records", "_run_max", "goal", "offset", "paused", "ready", "reset", "source",
+        "topic_id", "tp", "was_read",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, reset: Reset) -> None:
@@ -39,6 +39,7 @@ class Assigned:
         self.goal = 0
         self._records: list[ConsumerRecord[Any, Any]] = []
         self._first = self._end = 0
+        self._run_max = 0
         self._offsets: Sequence[int] | None = None  # of `_records`, when compaction left gaps between them
 
     @property
@@ -146,7 +147,20 @@ class Assigned:
         """What `current` found, from the position on."""
         assert self.offset is not None
         index = bisect_left(self._offsets, self.offset) if self._offsets is not None else self.offset - self._first
+        if self._run_max:
+            return self._records[index : index + self._run_max]
         return self._records[index:] if index else self._records
+
+    def keep_run(self, count_max: int) -> int:
+        """Let `rest` give no more than that. Returns how many it gives."""
+        self._run_max = count_max
+        return len(self.rest())
+
+    def keep_first(self) -> int:
+        """Forget all batches that were fetched but the first. Returns how many records it has."""
+        while len(self.ready) > 1:
+            self.ready.pop()
+        return self.ready[0].header.record_count
 
     def go_back(self, offset: int) -> None:
         """What was taken from `offset` on was not given out after all."""

@@ -17,6 +17,7 @@ from zbroker.client.assigned import Assigned
 from zbroker.client.batch_run import Decoding
 from zbroker.client.local_partition import LOOK_INTERVAL_NS, Boards, LocalPartition, out_of_range
 from zbroker.client.mapped_log import Mappings
+from zbroker.client.rate_limit import RateLimit
 from zbroker.client.remote_fetch import RemoteFetch, RemotePartition
 from zbroker.client.settings import ConsumerSettings
 from zbroker.client.sleep import Sleep, WakeableConnection
@@ -55,6 +56,7 @@ class Fetcher:
         self._seen_count = 0
         self._hold_until_ns = 0
         self._error: BrokerError | None = None
+        self._rate = RateLimit(settings.max_records_per_s) if settings.max_records_per_s is not None else None
         self.service: Callable[[], None] | None = None
         """What a group has to do before each search."""
         self.sleep = sleep
@@ -66,7 +68,9 @@ class Fetcher:
         found: Found = {}
         taken: list[tuple[Assigned, int]] = []
         order = self._prepare()
-        if self._min_bytes > 1 and self._is_held_back():
+        if self._rate is not None:
+            count_max = min(count_max, self._rate.allowance())
+        if count_max == 0 or (self._min_bytes > 1 and self._is_held_back()):
             return found
         max_bytes = self._settings.max_partition_fetch_bytes
         count = len(order)
@@ -102,7 +106,7 @@ class Fetcher:
     def next_run(self, *, as_batches: bool) -> Assigned | None:
         """The next partition that has something: a batch in `ready`, or with `as_batches` False, records to take."""
         order = self._prepare()
-        if self._min_bytes > 1 and self._is_held_back():
+        if (self._rate is not None and not self._rate.allowance()) or (self._min_bytes > 1 and self._is_held_back()):
             return None
         max_bytes = self._settings.max_partition_fetch_bytes
         for step in range(len(order)):
@@ -113,6 +117,8 @@ class Fetcher:
             has = self._guarded(one, one.fill if as_batches else one.current, max_bytes)
             if has:
                 self._turn = index + 1
+                if self._rate is not None:
+                    self._rate.take(one.keep_first() if as_batches else one.keep_run(self._rate.allowance()))
                 if self._is_local:
                     self.sleep.tell(order)
                 else:
@@ -125,10 +131,13 @@ class Fetcher:
 
     def _take(self, one: Assigned, count_max: int, max_bytes: int) -> list[ConsumerRecord[Any, Any]]:
         try:
-            return one.take(count_max, max_bytes)
+            records = one.take(count_max, max_bytes)
         except OffsetOutOfRangeError as error:
             self._start_anew(one, error)
             return []
+        if self._rate is not None:
+            self._rate.take(len(records))
+        return records
 
     def _guarded(self, one: Assigned, call: Any, max_bytes: int) -> Any:
         try:
@@ -315,6 +324,8 @@ class Fetcher:
         if not self._is_local:
             self._ask_remote(order)
             timeout_ms = min(timeout_ms, self._remote.retry_ms(one.source for one in active if one.source is not None))
+        if self._rate is not None and not self._rate.allowance():
+            active, timeout_ms = [], min(timeout_ms, self._rate.wait_ms())
         self.sleep.until_news(active, timeout_ms)
 
     def _is_held_back(self) -> bool:

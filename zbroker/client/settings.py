@@ -64,8 +64,9 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     """Settings of a Consumer. Those of groups need a `group_id`.
 
     `partition_assignment_strategy`: "sticky", "range", "roundrobin", "single-active", a callable (see `assignors`), or
-    a list of them, the one that is wanted most first. `isolation_level`: "read_durable" holds back what has not been
-    synced yet (see `Consumer`).
+    a list of them, the one that is wanted most first. `max_records_per_s`: give out no more than that, by whatever
+    call; a tenth of a second's worth may come at once, and a batch of `batches` comes whole. `isolation_level`:
+    "read_durable" holds back what has not been synced yet (see `Consumer`).
     """
 
     group_id: str | None = None
@@ -78,6 +79,7 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     max_poll_interval_ms: PositiveMs = 300_000
     auto_offset_reset: Literal["earliest", "latest", "none"] = "latest"
     max_poll_records: Positive = 500
+    max_records_per_s: Annotated[float, Meta(gt=0)] | None = None
     fetch_min_bytes: Positive = 1
     fetch_max_bytes: Annotated[int, Meta(ge=1024)] = 52_428_800
     fetch_max_wait_ms: Milliseconds = 500
