@@ -139,7 +139,10 @@ class CellState(IntEnum):
 
 
 class Counter(IntEnum):
-    """Counters of a process since its start, by their index in the header. An index never changes its meaning."""
+    """Counters of a process since its start, by their index in the header. An index never changes its meaning.
+
+    Those named PARTITIONS_ say how many there are now.
+    """
 
     RECORDS_IN = 0
     BYTES_IN = 1
@@ -162,6 +165,8 @@ class Counter(IntEnum):
     LOOPS = 18
     ELECTIONS = 19
     DEATHS_SEEN = 20
+    PARTITIONS_OFFLINE = 21
+    PARTITIONS_BEHIND = 22
 
 
 assert max(Counter) < COUNTERS_MAX

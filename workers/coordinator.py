@@ -49,6 +49,7 @@ from zbroker.workers.groups import GroupsPart, is_for_groups
 from zbroker.workers.link import RouterLink
 from zbroker.workers.liveness import Liveness
 from zbroker.workers.metadata_log import MetadataLog, MetadataLogFailed
+from zbroker.workers.partition_counts import PartitionCounts
 from zbroker.workers.runtime import Reload, Role, exit_code_of
 
 TICK_MS: Final = 100
@@ -94,6 +95,7 @@ class Coordinator:
             boards_dir=str(paths.boards_dir),
         )
         self._cluster = Cluster(config, site, worker_count(config), self._board.claim, image)
+        self._counts = PartitionCounts(self._board, self._cluster)
         self._check_copies()
         self._events: deque[ev.Event] = deque()
         self._is_busy = False
@@ -191,6 +193,7 @@ class Coordinator:
         self._log.sync()
         self._take(ev.Ticked())
         self._groups.tick()
+        self._counts.tick()
         if self._log.entry_count > self._snapshot_at:
             snapshot = self._cluster.image.snapshot()
             self._snapshot_at = max(SNAPSHOT_ENTRIES_MIN, 2 * len(snapshot))
@@ -334,6 +337,7 @@ class Coordinator:
 
     def _process_died(self, number: int, incarnation: int) -> None:
         self._board.count(Counter.DEATHS_SEEN)
+        self._counts.look_again()
         self._role.log.warning("a process has ended", extra={"peer": ids.process_name(number)})
         self._take(ev.ProcessDied(number, incarnation))
 

@@ -18,6 +18,7 @@ from zbroker.load.chaos_client import name_of as name_of_value
 from zbroker.load.chaos_history import Clients, count
 from zbroker.load.faults import Faults, role_of, send_signal
 from zbroker.load.soak import PROFILES, Soak, SoakError, State
+from zbroker.testing.broker import Broker, BrokerFailedError
 
 
 def test_a_client_file_becomes_operations_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
@@ -148,3 +149,17 @@ def test_a_profile_of_tests_without_a_checkout_says_so(tmp_path: Path, monkeypat
     monkeypatch.setattr("zbroker.load.soak._ROOT", tmp_path)
     with pytest.raises(SoakError, match="checkout"):
         Soak(State("simulation", 1, 1)).round(lambda what, share: None)
+
+
+def test_a_round_without_a_broker_counts_as_failed_and_the_next_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Broker) -> Broker:
+        raise BrokerFailedError("the broker did not answer")
+
+    monkeypatch.setattr(Broker, "start", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = Soak(State("kills", 2, 40))
+    run.round(lambda what, share: None)
+    assert (run.rounds_done, run.next_seed, run.is_sound) == (1, 41, False)
+    assert "seed 40: BrokerFailedError: the broker did not answer" in run.text()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
 
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from zbroker.doctor.findings import Finding
 
 _CHECK_FAILED: Final = 4
 
@@ -19,12 +22,13 @@ _CHECK_FAILED: Final = 4
 @shared_options
 @pass_options
 def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
-    """Check limits, shared memory, clock, disks, leftovers, versions, settings, and the traffic of a broker.
+    """Check limits, shared memory, clock, disks, leftovers, versions, settings, and a broker's copies and traffic.
 
     The broker is the one that other commands would reach, where one runs. Exit code 4 when something fails. Nothing
     is changed.
     """
     from zbroker.config.paths import paths_for
+    from zbroker.doctor.copies import damage
     from zbroker.doctor.findings import Level
     from zbroker.doctor.host import examine_host
     from zbroker.doctor.settings import examine_settings
@@ -40,6 +44,8 @@ def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
         *examine_host(config, paths, libzmq_version()),
         *examine_settings(config),
         *examine_traffic(paths.boards_dir),
+        damage(paths.copies_dirs),
+        *_examine_copies(options, paths.bootstrap_servers, is_up=paths.front.exists()),
     ]
     if options.is_json:
         print_json([msgspec.to_builtins(finding) for finding in findings])
@@ -47,6 +53,23 @@ def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
         rows = [(finding.level.value, finding.rule, finding.message, finding.fix) for finding in findings]
         print_table(options, ("LEVEL", "RULE", "FOUND", "FIX"), rows)
     return _CHECK_FAILED if any(finding.level is Level.FAIL for finding in findings) else 0
+
+
+def _examine_copies(options: Options, bootstrap_servers: str, *, is_up: bool) -> list[Finding]:
+    """Rules that need a broker that answers."""
+    from zbroker.client.admin import AdminClient
+    from zbroker.doctor.copies import copies, leaders
+    from zbroker.errors import BrokerError
+
+    if not is_up:
+        return []
+    try:
+        with AdminClient(bootstrap_servers=bootstrap_servers) as admin:
+            topics = list(admin.describe_topics(raise_errors=False).values())
+    except BrokerError as error:
+        options.note(f"leaders and copies were not examined: {error}")
+        return []
+    return [leaders(topics), copies(topics)]
 
 
 def _directories_of_the_broker(options: Options) -> list[str]:

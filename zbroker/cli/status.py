@@ -28,6 +28,7 @@ from zbroker.shm.layout import CellState, Counter
 from zbroker.transport.endpoints import parse
 
 _STALLED_NS: Final = 3_000 * NS_PER_MS
+_COORDINATOR: Final = ids.process_name(ids.COORDINATOR)
 _COLUMNS: Final = (
     "PROCESS", "PID", "STATE", "CPU%", "RSS", "LEADERS", "IN/s", "IN-MB/s", "WAKES/s", "RECORDS-IN", "UPTIME",
 )  # fmt: skip
@@ -85,7 +86,7 @@ def _samples(boards_dir: Path) -> list[Sample]:
     for name in sorted(newest, key=ids.process_number):
         try:
             reader: HeaderReader
-            if name == ids.process_name(ids.COORDINATOR):
+            if name == _COORDINATOR:
                 reader = CoordinatorBoardReader.open(newest[name])
             else:
                 reader = BoardReader.open(newest[name])
@@ -174,6 +175,17 @@ def _show(
         f"  {size_text(sum(sample.size_bytes for sample in alive))}"
     )
     print_table(options, _COLUMNS, rows, title=title)
+    troubles = _troubles(second)
+    if troubles:
+        click.echo(f"{troubles}: zbroker doctor names them")
+
+
+def _troubles(samples: list[Sample]) -> str:
+    """What is wrong with partitions, as the coordinator counts them; empty: nothing, or nobody counts."""
+    counters = next((one.counters for one in samples if one.is_alive and one.name == _COORDINATOR), {})
+    texts = {Counter.PARTITIONS_OFFLINE: "without a leader", Counter.PARTITIONS_BEHIND: "with copies out of sync"}
+    found = [f"{count} {text}" for counter, text in texts.items() if (count := counters.get(counter, 0))]
+    return f"partitions: {', '.join(found)}" if found else ""
 
 
 def _status_from_afar(options: Options) -> int:

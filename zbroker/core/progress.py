@@ -25,6 +25,7 @@ from zbroker.errors import FencedLeaderEpochError, InvalidUpdateVersionError, St
 
 PROPOSE_AGAIN_AFTER_NS: Final = 500 * NS_PER_MS
 REFUSED_FOR_NS: Final = 2_000 * NS_PER_MS
+PAUSE_MIN_NS: Final = 450 * NS_PER_MS  # more than twice the time between two ticks, which is no pause
 _UNKNOWN: Final = -1
 
 
@@ -225,7 +226,7 @@ class Progress:
     def _look(self, now_ns: int) -> None:
         pause_ns = now_ns - self._looked_ns
         self._looked_ns = now_ns
-        if pause_ns > self._lag_max_ns // 2:
+        if pause_ns > max(self._lag_max_ns // 2, PAUSE_MIN_NS):
             # What the followers said meanwhile is still to be read.
             for one in self._followers.values():
                 one.caught_up_ns += pause_ns

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from zbroker.errors import BrokerError
 from zbroker.load.chaos import Watch, percentile, run_chaos
 from zbroker.load.plan import ChaosError, Plan
 
@@ -213,15 +214,15 @@ class Soak:
         state.rounds_done += 1
 
     def _chaos(self, watch: Watch) -> str | None:
-        from zbroker.testing import Broker
+        from zbroker.testing import Broker, BrokerFailedError
 
         plan = Plan(seed=self.state.next_seed, **self._profile.plan | self._changes)
         directory = Path(tempfile.mkdtemp(prefix=f"zbroker-soak-{plan.seed}-"))
         try:
             with Broker(workers=2, replicas=2) as broker:
                 report = run_chaos(plan, _Own(broker.bootstrap_servers, broker.paths.boards_dir), directory, watch)
-        except ChaosError as error:
-            return f"{error} ({directory})"
+        except (ChaosError, BrokerError, BrokerFailedError) as error:
+            return f"{type(error).__name__}: {error} ({directory})"
         state = self.state
         for name, count in report.faults.items():
             state.faults[name] = state.faults.get(name, 0) + count
