@@ -189,6 +189,11 @@ class LoopConnection(WakeableConnection):
             timer.cancel()
             self._turns.discard(future)
 
+    async def _turned_until(self, is_done: Callable[[], bool], timeout_ms: float) -> None:
+        deadline_ns = time.monotonic_ns() + int(timeout_ms * NS_PER_MS)
+        while not is_done() and (left_ns := deadline_ns - time.monotonic_ns()) > 0:
+            await self.turned(left_ns / NS_PER_MS)
+
     # --- questions ---------------------------------------------------------------------------------------------------
 
     async def ask(
@@ -267,6 +272,8 @@ class LoopConnection(WakeableConnection):
     async def replayed(self, call: Callable[[], R], timeout_ms: float | None = None) -> R:
         """What `call` returns, which may ask and wait as if it had a thread: see `replay`. Raises what it raises, and
         after `timeout_ms` (None: request_timeout_ms) without an end the newest error of an answer."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConcurrentUseError("this client belongs to the event loop that it was started in")
         total_ms = self.settings.request_timeout_ms if timeout_ms is None else timeout_ms
         deadline_ns = time.monotonic_ns() + int(total_ms * NS_PER_MS)
         replay = Replay()
@@ -325,7 +332,7 @@ class LoopConnection(WakeableConnection):
         if is_done():
             return True
         self._needs_replay()
-        raise Pause("pause", lambda: self.turned(timeout_ms))
+        raise Pause("pause", lambda: self._turned_until(is_done, timeout_ms))
 
     def _answer(self, key: object, get: Callable[[], Any]) -> Any:
         return self._needs_replay().answer(key, get)

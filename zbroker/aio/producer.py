@@ -77,9 +77,12 @@ class _LoopWork(Background):
             while delivery.has_work():
                 try:
                     await self._loop_connection.replayed(delivery.do_what_is_due)
-                except BrokerError as error:
+                except Exception as error:
                     # What failed is tried again at its own time; the future that waits for it hears the reason.
-                    _log.debug("tried again later: %s", error)
+                    if self._is_closing:
+                        return
+                    if not isinstance(error, BrokerError):
+                        _log.exception("the producer goes on after an error")
                 await asyncio.sleep(min(self._nap_ms, delivery.until_service_ms()) / 1000)
         finally:
             self._task = None
