@@ -34,7 +34,7 @@ from zbroker.errors import BrokerError, FencedLeaderEpochError, InvalidRequestEr
 from zbroker.wire.inner_messages import GrantResult, PartitionGrant
 
 GRANT_RETRY_MS: Final = 200
-GRANT_RETRY_MAX_MS: Final = 30_000
+GRANT_RETRY_MAX_MS: Final = 5_000
 
 
 class _Choice(Struct, frozen=True):

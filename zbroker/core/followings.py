@@ -17,7 +17,7 @@ from zbroker.errors import FencedLeaderEpochError
 from zbroker.wire.inner_messages import GrantResult, PartitionGrant
 
 RETRY_MS: Final = 200
-RETRY_MAX_MS: Final = 30_000
+RETRY_MAX_MS: Final = 5_000
 
 
 class Followings:
