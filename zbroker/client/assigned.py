@@ -23,8 +23,8 @@ class Assigned:
     """One partition that is read: the position, and what was fetched and not given out yet."""
 
     __slots__ = (
-        "_end", "_first", "_offsets", "_records", "_run_max", "goal", "offset", "paused", "ready", "reset", "source",
-        "topic_id", "tp", "was_read",
+        "_end", "_first", "_offsets", "_records", "_run_max", "_shown", "goal", "offset", "paused", "ready", "reset",
+        "source", "topic_id", "tp", "was_read",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, reset: Reset) -> None:
@@ -40,6 +40,7 @@ class Assigned:
         self._records: list[ConsumerRecord[Any, Any]] = []
         self._first = self._end = 0
         self._run_max = 0
+        self._shown = 0
         self._offsets: Sequence[int] | None = None  # of `_records`, when compaction left gaps between them
 
     @property
@@ -53,15 +54,29 @@ class Assigned:
         assert self.offset is not None
         return max(self.offset, self.goal)
 
+    def high_watermark(self) -> int | None:
+        """As the source shows it, but never below what was shown before; None while there is no source.
+
+        A new leader begins with what it knew as a follower, and hears within moments how far the others are. A seek
+        begins anew: after an election that lost records the log may really be shorter.
+        """
+        found = None if self.source is None else self.source.high_watermark()
+        if found is None:
+            return None
+        self._shown = max(self._shown, found)
+        return self._shown
+
     def seek(self, offset: int) -> None:
         """The next record is the one at `offset`."""
         self.offset = offset
+        self._shown = 0
         self.was_read = False
         self.drop()
 
     def seek_to(self, reset: Reset) -> None:
         """Find the position anew: at the beginning, at the end, or not at all ("none")."""
         self.offset = None
+        self._shown = 0
         self.reset = reset
         self.was_read = False
         self.drop()

@@ -344,8 +344,7 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
     def highwater(self, partition: Partition) -> int | None:
         """The high watermark: live where it is mapped, else as of the last fetch; None before that."""
         with self._use:
-            source = self._chosen([partition])[0].source
-            return source.high_watermark() if source is not None else None
+            return self._chosen([partition])[0].high_watermark()
 
     def lag(self) -> dict[TopicPartition, int]:
         """How many records each assigned partition has behind the position, now."""
@@ -356,7 +355,7 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
             ends = {tp: answer.offset for tp, answer in ask_offsets(self._connection, remote).items()}
             for one in chosen:
                 if one.source is not None and one.source.is_local:
-                    ends[one.tp] = one.source.high_watermark() or 0
+                    ends[one.tp] = one.high_watermark() or 0
             return {tp: max(0, ends[tp] - position) for tp, position in positions.items()}
 
     # --- the end -----------------------------------------------------------------------------------------------------
