@@ -29,7 +29,7 @@ from zbroker.wire import stream
 from zbroker.wire.inner_messages import PartitionGrant
 from zbroker.wire.stream import Kind
 from zbroker.workers.host import Host
-from zbroker.workers.leaders_files import LeadersFiles, checked
+from zbroker.workers.leaders_files import LeadersFiles, checked, from_offset
 from zbroker.workers.open_copy import SUSPECT_MARK, OpenCopy, is_damage
 from zbroker.workers.producer_state import ProducerState
 from zbroker.workers.subscriptions import Connection
@@ -183,6 +183,13 @@ class Follower(OpenCopy):
     def retain(self, wall_ms: int) -> None:
         """Nothing: the leader says where the log begins."""
 
+    def show_files(self) -> None:
+        """Show what the files are now, and sync what is sealed."""
+        machine = self._machine
+        self._active_base = -1
+        self._publish(fv.Publish(machine.log_start, machine.log_end, machine.high_watermark, machine.durable))
+        self.handle(fv.Rolled())
+
     def reconfigure(self, config: TopicConfig) -> None:
         """Apply the topic's settings from now on."""
         super().reconfigure(config)
@@ -253,12 +260,12 @@ class Follower(OpenCopy):
                 view = memoryview(inline)
             else:
                 view = self._leaders_files.read(entry.segment_base, entry.position, entry.size_bytes)
-            with view:
-                headers = checked(view, effect.start_offset, effect.end_offset, log.last_epoch, effect.leader_epoch)
+            with view, from_offset(view, effect.start_offset) as data:
+                headers = checked(data, effect.start_offset, effect.end_offset, log.last_epoch, effect.leader_epoch)
                 has_rolled = entry.segment_base == effect.start_offset != log.active_base
                 if has_rolled:
                     log.roll()
-                log.append_copied(view, headers)
+                log.append_copied(data, headers)
         except BrokerError as error:
             self._copy_failed(effect, error)
             return

@@ -28,15 +28,13 @@ from zbroker.errors import (
     BrokerError,
     DiskFullError,
     InvalidRecordError,
-    InvalidRequestError,
     WrongExpectedOffsetError,
 )
-from zbroker.record.batch import check_batch, read_header, stamp, stamp_append_time
+from zbroker.record.batch import check_batch, check_keys, read_header, stamp, stamp_append_time
 from zbroker.record.layout import CONTROL, TRANSACTIONAL
 from zbroker.shm.layout import Counter
 from zbroker.storage.copied_log import CopiedLog
-from zbroker.wire.codec import decode, encode
-from zbroker.wire.copy_messages import ProduceOptions
+from zbroker.wire.codec import encode
 from zbroker.wire.inner_messages import PartitionGrant
 from zbroker.wire.layout import PRODUCED, Api
 from zbroker.wire.messages import LowWatermark
@@ -58,6 +56,7 @@ class Leader(OpenCopy):
         "_core",
         "_does",
         "_is_append_time",
+        "_must_have_keys",
         "_refusals",
         "_size_bytes_max",
         "bytes_appended",
@@ -106,8 +105,8 @@ class Leader(OpenCopy):
             ev.Acknowledge: self._acknowledge,
             ev.Refuse: self._refuse,
             ev.Trim: self._trim,
-            ev.AnswerLogStart: self._answer_log_start,
-            ev.Retire: self._retire,
+            ev.AnswerLogStart: lambda effect: effect.request.reply(encode(LowWatermark(effect.log_start))),
+            ev.Retire: lambda _: self._cell.retire(),
             ev.Tell: self.others.tell,
             ev.ProposeIsr: self.others.propose,
         }
@@ -161,13 +160,15 @@ class Leader(OpenCopy):
         body = request.body
         try:
             if len(body) != 1:
-                self._take_options(request)
+                request.take_options()
             batch = body[0]
             if isinstance(batch, bytes):
                 batch = bytearray(batch)
             found = check_batch(batch, size_bytes_max=self._size_bytes_max, records_max=self._host.records_max)
             if found.attributes & _NOT_FROM_CLIENTS:
                 raise InvalidRecordError("control and transactional batches are not accepted")
+            if self._must_have_keys:
+                check_keys(batch, found)
             if self._refusals and found.producer_id < 0:
                 self._refusals.check(request)
         except BrokerError as error:
@@ -180,12 +181,6 @@ class Leader(OpenCopy):
         known_by = found if request.is_numbered else None
         event = ev.Produce(request, header.acks, header.leader_epoch, known_by)
         self._perform(self._core.handle(event, self._host.clock.now_ns()))
-
-    @staticmethod
-    def _take_options(request: Request) -> None:
-        if len(request.body) != 2:
-            raise InvalidRequestError(f"one or two body frames, not {len(request.body)}")
-        request.expected_offset = decode(ProduceOptions, request.body[1]).expected_offset
 
     def renew(self, grant: PartitionGrant) -> None:
         """A grant of this leadership, or of the next epoch of it: take over what is new in it."""
@@ -219,6 +214,14 @@ class Leader(OpenCopy):
             self._note_deleted(count, self._core.config.file_delete_delay_ms)
             self.handle(ev.Trimmed(log_start))
 
+    def may_replace_below(self, offset: int) -> bool:
+        """Whether no follower is still reading what lies before an offset in our files."""
+        return self.others.are_beyond(offset)
+
+    def show_files(self) -> None:
+        """Show what the files are now, and sync what is sealed."""
+        self.handle(ev.Rolled())
+
     def lose_room(self) -> None:
         """The disk has too little room: refuse produce until `find_room`."""
         if self.state is State.LEADING:
@@ -249,6 +252,7 @@ class Leader(OpenCopy):
     def _use(self, config: TopicConfig) -> None:
         timed = self._host.attention.timed
         timed.add(self) if config.flush_ms >= 0 else timed.discard(self)
+        self._must_have_keys = config.compacts
         self._is_append_time = config.message_timestamp_type == "LogAppendTime"
         self._size_bytes_max = min(config.max_message_bytes, self._host.message_max_bytes)
 
@@ -355,13 +359,6 @@ class Leader(OpenCopy):
             return
         self._note_deleted(count, self._core.config.file_delete_delay_ms)
         self.handle(ev.Trimmed(log_start, effect.request))
-
-    def _answer_log_start(self, effect: ev.AnswerLogStart) -> None:
-        request: Request = effect.request
-        request.reply(encode(LowWatermark(effect.log_start)))
-
-    def _retire(self, effect: ev.Retire) -> None:
-        self._cell.retire()
 
     def fail(self, error: BaseException) -> None:
         """Files did not do what they were asked. Only a copy that is done for goes offline; the rest is tried again."""

@@ -13,7 +13,8 @@ from typing import Final
 
 from zbroker.core.replication import ENTRY_BYTES_MAX
 from zbroker.errors import CorruptRecordError, StorageError
-from zbroker.record.batch import batches_in, crc_matches
+from zbroker.record.batch import batches_in, crc_matches, read_header
+from zbroker.record.compacted import HOLE_BYTES, hole, is_hole
 from zbroker.record.layout import BatchHeader
 from zbroker.storage.files import Buffer, Files
 from zbroker.storage.handles import Handles
@@ -79,6 +80,18 @@ class LeadersFiles:
         if self._file is not None:
             self._handles.drop(self._file)
             self._file = None
+
+
+def from_offset(data: memoryview, start_offset: int) -> memoryview:
+    """The same bytes; but a hole that begins before `start_offset`, because the leader compacted what we have as it
+    was, begins there. The caller releases both views."""
+    if len(data) >= HOLE_BYTES:
+        header = read_header(data)
+        is_cut = header.base_offset < start_offset < header.next_offset
+        if is_cut and is_hole(header) and header.size_bytes == HOLE_BYTES and crc_matches(data, 0, header):
+            rest = hole(start_offset, header.next_offset, header.leader_epoch)
+            return memoryview(rest + data[HOLE_BYTES:])
+    return data[:]
 
 
 def checked(data: Buffer, start_offset: int, end_offset: int, epoch_min: int, epoch_max: int) -> list[BatchHeader]:

@@ -125,6 +125,19 @@ class OpenCopy(ABC):
             return 1 << 62
         return found.f_bavail * found.f_frsize
 
+    def may_replace_below(self, offset: int) -> bool:
+        """Whether nobody is being told of positions before an offset in our files."""
+        return True
+
+    def files_replaced(self) -> None:
+        """Compaction has put other files in the place of some, which are unlinked soon."""
+        self._unlink_at_ns = self._host.clock.now_ns() + self.log.config.file_delete_delay_ms * NS_PER_MS
+        self.show_files()
+
+    @abstractmethod
+    def show_files(self) -> None:
+        """Show what the files are now, and sync what is sealed."""
+
     def has_files_to_unlink(self, now_ns: int) -> bool:
         """Whether deleted segments have waited long enough; then it says so once, and the caller unlinks them."""
         is_due = 0 < self._unlink_at_ns <= now_ns

@@ -79,6 +79,10 @@ class OtherCopies:
         if self.feed is not None:
             self.feed.handle(rv.Tick())
 
+    def are_beyond(self, offset: int) -> bool:
+        """Whether every follower that is being sent something has all before an offset."""
+        return self.feed is None or all(one.acked >= offset for one in self.feed.machine.streams.values())
+
     def propose(self, effect: ev.ProposeIsr) -> None:
         """Ask the coordinator for another ISR."""
         leader = self._leader

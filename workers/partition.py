@@ -33,6 +33,7 @@ from zbroker.wire.codec import decode, encode
 from zbroker.wire.inner_messages import AlterIsr, CopySuspect, Register, Registered
 from zbroker.wire.layout import INNER_APIS, PEER, Api, unpack_header
 from zbroker.wire.messages import Done, Message, OpenLane
+from zbroker.workers.compactor import Compactor
 from zbroker.workers.disk_thread import DiskThread, IoClock
 from zbroker.workers.feed import Feed
 from zbroker.workers.grants import Grants
@@ -120,6 +121,7 @@ class Worker:
         storage = role.config.storage
         self._housekeeping = Housekeeping(leaders, self._grants.copies, host, storage, limits.message_max_bytes)
         self._scrubber = Scrubber(self._grants.copies, self._grants.copy, host, role.config.storage)
+        self._compactor = Compactor(self._grants.copies, host, role.config.storage)
         self._lanes = Lanes(
             loop=role.loop,
             clock=role.clock,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from zbroker.errors import BrokerError
+from zbroker.errors import BrokerError, InvalidRequestError
 from zbroker.record.layout import BatchHeader
+from zbroker.wire.codec import decode
+from zbroker.wire.copy_messages import ProduceOptions
 from zbroker.wire.layout import Api, Header, pack_reply
 
 NO_APPEND_TIME: Final = -1
@@ -52,6 +54,12 @@ class Request:
         self.batch: tuple[Batch, BatchHeader] | None = None
         self.append_time_ms = NO_APPEND_TIME
         self.expected_offset = ANY_OFFSET
+
+    def take_options(self) -> None:
+        """Take what follows a produce request's batch. Raises InvalidRequestError."""
+        if len(self.body) != 2:
+            raise InvalidRequestError(f"one or two body frames, not {len(self.body)}")
+        self.expected_offset = decode(ProduceOptions, self.body[1]).expected_offset
 
     def reply(self, *body: Frame) -> None:
         """Answer with success."""

@@ -2,7 +2,8 @@
 
 Guarantees: every sealed segment below the high watermark of every open copy is read once in `scrub_interval_ms`, as far
 as `scrub_bytes_per_s` allows, and every batch is checked as at a start: CRC, lengths, offsets, epochs. It reads in the
-disk's thread, through a descriptor of its own. A segment that was cut or deleted meanwhile is not taken for damage.
+disk's thread, through a descriptor of its own. A segment that was cut, compacted or
+deleted meanwhile is not taken for damage.
 
 What is done about damage is the copy's business (`found_damage`).
 """
@@ -54,6 +55,7 @@ class Scrubber:
         self._begin_ns = host.clock.now_ns() + self._interval_ns
         self._waiting: deque[tuple[Key, int]] = deque()  # (partition, base offset of a segment)
         self._part: tuple[Key, _Part] | None = None
+        self._version = (0, 0)  # of the files of which a part was read
         self._is_reading = False
         self.bytes_read = 0
         if self._bytes_a_tick:
@@ -80,10 +82,10 @@ class Scrubber:
 
     def _read(self, key: Key, part: _Part) -> None:
         copy = self._copy_of(key)
-        if copy is None:
+        if copy is None or (part.position and copy.log.files_version != self._version):
             self._part = None
             return
-        cut_count = copy.log.cut_count
+        version = copy.log.files_version
         files, bytes_max = self._host.files, self._bytes_a_tick
 
         def done(found: tuple[_Part | None, str | None] | None, error: BaseException | None) -> None:
@@ -94,14 +96,14 @@ class Scrubber:
                 return
             if error is not None:
                 raise error
-            if found is None or not copy.is_open or copy.log.cut_count != cut_count:
+            if found is None or not copy.is_open or copy.log.files_version != version:
                 return
             rest, damage = found
             if damage is not None:
                 copy.found_damage(CopyDamagedError(f"{part.segment.path}: {damage}"))
             elif rest is not None:
                 self.bytes_read += rest.position - part.position
-                self._part = (key, rest)
+                self._part, self._version = (key, rest), version
 
         self._is_reading = True
         self._host.disk.submit(lambda: check_part(part, bytes_max, files), done)

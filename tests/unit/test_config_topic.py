@@ -36,7 +36,7 @@ def test_settings_are_kept_in_one_form(written: dict[str, str], stored: dict[str
         ({"segment.bytes": "1"}, "segment.bytes"),
         ({"min.insync.replicas": "0"}, "min.insync.replicas"),
         ({"min.insync.replicas": "many"}, "min.insync.replicas"),
-        ({"cleanup.policy": "compact"}, "cleanup.policy"),
+        ({"cleanup.policy": "compress"}, "cleanup.policy"),
         ({"max.message.bytes": "2MiB"}, "above the broker's"),
         ({"segment.bytes": "4096"}, "no batch would fit"),
     ],

@@ -88,7 +88,7 @@ def refused(world: World, **changes: Any) -> tuple[type[Exception], str]:
         ({"config": {"retention.ms": "-5"}}, InvalidConfigurationError, "retention.ms"),
         ({"config": {"max.message.bytes": "8MiB"}}, InvalidConfigurationError, "above the broker's"),
         ({"config": {"segment.bytes": "4096"}}, InvalidConfigurationError, "no batch would fit"),
-        ({"config": {"cleanup.policy": "compact"}}, InvalidConfigurationError, "cleanup.policy"),
+        ({"config": {"cleanup.policy": "compress"}}, InvalidConfigurationError, "cleanup.policy"),
     ],
 )
 def test_a_topic_is_refused_with_the_reason(

@@ -1,7 +1,8 @@
 """Whether the copies of a partition hold the same bytes.
 
 Guarantees: files are opened read-only and nothing is locked; copies are compared batch by batch over the offsets that
-all of them have, so that one that is behind, or has let old segments go, is no difference.
+all of them have, so that one that is behind, or has let old segments go, is no difference. Each copy compacts its own
+files when it comes to it: they are compared behind the last batch that has lost records in one of the two.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ def compare_copies(roots: Iterable[Path]) -> list[str]:
 
 
 def _batches(directory: Path) -> dict[int, bytes]:
-    return {batch.header.base_offset: batch.data for batch in dump_batches(directory)}
+    found: dict[int, bytes] = {}
+    for batch in dump_batches(directory):
+        if batch.header.is_compacted:
+            found.clear()
+        else:
+            found[batch.header.base_offset] = batch.data
+    return found
 
 
 def _compare(name: str, one: Path, first: dict[int, bytes], other: Path, second: dict[int, bytes]) -> list[str]:

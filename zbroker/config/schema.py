@@ -38,11 +38,33 @@ class TopicConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     message_timestamp_type: Annotated[
         Literal["CreateTime", "LogAppendTime"], doc("whose time a record carries: the producer's or the broker's")
     ] = "CreateTime"
-    cleanup_policy: Annotated[Literal["delete"], doc("what happens to old records")] = "delete"
+    cleanup_policy: Annotated[
+        Literal["delete", "compact", "compact,delete", "delete,compact"],
+        doc("old records: delete by retention_*, compact keeps the last record of each key, or both"),
+    ] = "delete"
+    delete_retention_ms: Annotated[
+        int, doc("compact: how long a record without a value stays after older ones of its key are gone", ge=0)
+    ] = 86_400_000
+    min_cleanable_dirty_ratio: Annotated[
+        float, doc("compact: compacts when this part of the sealed segments is new since the last time", ge=0, le=1)
+    ] = 0.5
+    min_compaction_lag_ms: Annotated[int, doc("compact: records younger than this are left alone", ge=0)] = 0
     unclean_leader_election_enable: Annotated[
         bool, doc("elect a copy that is not in sync when no other lives: records may be lost")
     ] = False
     storage: Annotated[Literal["disk", "memory"], doc("memory: segments on /dev/shm, gone at a clean stop")] = "disk"
+
+    @property
+    def expiry(self) -> tuple[int, int]:
+        """(retention in ms, retention in bytes) as far as old segments go by time and size; else `FOREVER`."""
+        if "delete" in self.cleanup_policy:
+            return self.retention_ms, self.retention_bytes
+        return FOREVER, FOREVER
+
+    @property
+    def compacts(self) -> bool:
+        """Whether older records of a key go."""
+        return "compact" in self.cleanup_policy
 
 
 class BrokerSection(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -143,6 +165,9 @@ class StorageSection(Struct, forbid_unknown_fields=True, kw_only=True):
     high_watermark_checkpoint_interval_ms: Annotated[int, doc("how often high watermarks are saved", ge=10)] = 5_000
     scrub_bytes_per_s: Annotated[int, doc("old segments read again to find damage; 0: never", ge=0)] = 4 * MIB
     scrub_interval_ms: Annotated[int, doc("how often every old segment is read again", ge=1)] = 3_600_000
+    compaction_bytes_per_s: Annotated[int, doc("read to compact, by each process; 0: never", ge=0)] = 8 * MIB
+    compaction_check_interval_ms: Annotated[int, doc("how often topics to compact are looked at", ge=10)] = 5_000
+    compaction_memory_bytes: Annotated[int, doc("keys that one round of compaction remembers", ge=MIB)] = 64 * MIB
     producer_id_expiration_ms: Annotated[int, doc("a producer silent for longer is forgotten", ge=1)] = 86_400_000
 
 

@@ -99,6 +99,15 @@ class Sequences:
         for name, (base_offset, next_offset, at_ms) in self._names.items():
             yield name, Producer(0, [Appended(0, 0, base_offset, next_offset)], at_ms)
 
+    def is_newest(self, producer_id: int, next_offset: int) -> bool:
+        """Whether the newest batch of an id, as far as it is known, ends there. Any thread may ask: it sees the state
+        before or after a change."""
+        if producer_id >= APPLICATION_IDS:
+            name = self._names.get(producer_id)
+            return name is not None and name[1] == next_offset
+        producer = self._producers.get(producer_id)
+        return producer is not None and producer.batches[-1].next_offset == next_offset
+
     def judge(self, batch: BatchHeader) -> tuple[int, int] | BrokerError | None:
         """None: new, append it. A pair: appended before, (base offset or -1, next offset). Else the error."""
         producer_id = batch.producer_id

@@ -10,12 +10,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from zbroker.errors import CorruptRecordError, MessageSizeTooLargeError, RecordListTooLargeError
+from zbroker.errors import CorruptRecordError, InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError
 from zbroker.record.crc import ReadableBuffer, crc32c
 from zbroker.record.layout import (
     COLUMN_BODY,
     COLUMN_HEAD,
     COMPRESSION_MAX,
+    FLAG_KEYS,
+    FLAG_NULL_KEYS,
     FLAGS_KNOWN,
     HEADER,
     HEADER_BYTES,
@@ -92,6 +94,15 @@ def _check_counts(view: ReadableBuffer, header: BatchHeader) -> None:
         records_bytes_min = COLUMN_BODY + 4 * count
     if not codec and records_bytes_min > size_bytes:
         raise CorruptRecordError(f"{count} records do not fit into {size_bytes} bytes")
+
+
+def check_keys(view: ReadableBuffer, header: BatchHeader) -> None:
+    """Raise InvalidRecordError when a record of a batch of columns has no key; rows are not looked into."""
+    if header.magic != MAGIC_COLUMNS:
+        return
+    flags = COLUMN_HEAD.unpack_from(view, HEADER_BYTES)[0]
+    if flags & (FLAG_KEYS | FLAG_NULL_KEYS) != FLAG_KEYS:
+        raise InvalidRecordError("a record without a key, in a topic that is compacted by key")
 
 
 def crc_matches(view: ReadableBuffer, position: int, header: BatchHeader) -> bool:

@@ -289,6 +289,11 @@ class Columns:
         self._header_blob = slice(key_end, header_end)
         return header_end
 
+    @property
+    def has_null_values(self) -> bool:
+        """Whether a value may be null."""
+        return bool(self._flags & FLAG_NULL_VALUES)
+
     def values(self) -> list[bytes | None]:
         """Every value as bytes."""
         nulls = self._value_nulls if self._flags & FLAG_NULL_VALUES else None

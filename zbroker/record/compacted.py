@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final
 
 from zbroker.record.batch import stamp, stamp_append_time, write_crc
@@ -37,27 +38,42 @@ _I32 = struct.Struct(">i")
 
 
 class Records:
-    """The columns of a batch, whether it has columns or rows."""
+    """The columns of a batch, whether it has columns or rows; only what is asked for is decoded."""
 
     def __init__(self, batch: memoryview, header: BatchHeader) -> None:
         """`batch` is exactly one batch with records, its CRC checked by the caller. Raises CorruptRecordError,
         UnsupportedCompressionTypeError."""
-        self.keys: list[bytes | None]
-        self.values: list[bytes | None]
-        self.timestamps: list[int]
-        self.headers: list[tuple[Header, ...]] | None
-        if header.magic == MAGIC_COLUMNS:
-            columns = Columns(batch, header)
-            self.offsets: Sequence[int] = columns.offsets()
-            self.keys, self.values = columns.keys(), columns.values()
-            self.timestamps, self.headers = columns.timestamps(), columns.headers()
-        else:
-            rows = decode_rows(batch, header)
-            self.offsets = range(header.base_offset, header.next_offset)
-            self.timestamps = [row[0] for row in rows]
-            self.keys = [row[1] for row in rows]
-            self.values = [row[2] for row in rows]
-            self.headers = [row[3] for row in rows]
+        self._columns = Columns(batch, header) if header.magic == MAGIC_COLUMNS else None
+        self._rows = decode_rows(batch, header) if self._columns is None else []
+        self.offsets: Sequence[int] = range(header.base_offset, header.base_offset + header.record_count)
+        if self._columns is not None:
+            self.offsets = self._columns.offsets()
+
+    @cached_property
+    def keys(self) -> list[bytes | None]:
+        """Every record's key."""
+        return [row[1] for row in self._rows] if self._columns is None else self._columns.keys()
+
+    @cached_property
+    def values(self) -> list[bytes | None]:
+        """Every record's value."""
+        return [row[2] for row in self._rows] if self._columns is None else self._columns.values()
+
+    @cached_property
+    def timestamps(self) -> list[int]:
+        """Every record's time."""
+        return [row[0] for row in self._rows] if self._columns is None else self._columns.timestamps()
+
+    @cached_property
+    def headers(self) -> list[tuple[Header, ...]] | None:
+        """Every record's headers; None when no record has any."""
+        return [row[3] for row in self._rows] if self._columns is None else self._columns.headers()
+
+    def tombstones(self) -> list[int]:
+        """The indexes of the records without a value."""
+        if self._columns is not None and not self._columns.has_null_values:
+            return []
+        return [index for index, value in enumerate(self.values) if value is None]
 
 
 def thinned(header: BatchHeader, records: Records, kept: Sequence[int]) -> bytearray:

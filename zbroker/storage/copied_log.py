@@ -19,16 +19,21 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from zbroker.errors import BrokerError, OffsetOutOfRangeError
+from zbroker.config.schema import TopicConfig
+from zbroker.errors import BrokerError, OffsetOutOfRangeError, StorageError
 from zbroker.record.layout import BatchHeader
 from zbroker.storage.checkpoint import remove_marker
 from zbroker.storage.files import Buffer
 from zbroker.storage.flush import FlushJob
-from zbroker.storage.layout import PRODUCERS, TEMPORARY
+from zbroker.storage.layout import COMPACTION, PRODUCERS, TEMPORARY, swap_name
 from zbroker.storage.log import Log
 from zbroker.storage.segment import Segment
+from zbroker.storage.swap import drop_swaps
+
+if TYPE_CHECKING:
+    from zbroker.storage.compaction import Rewritten
 
 _CHUNK_BYTES: Final = 1 << 20
 _OFFSET_MAX: Final = (1 << 63) - 1
@@ -57,6 +62,7 @@ class CopiedLog(Log):
     """See the module. Opened by `CopiedLog.open`, as any log."""
 
     _cut_count = 0
+    _swap_count = 0
 
     @property
     def last_epoch(self) -> int:
@@ -140,6 +146,16 @@ class CopiedLog(Log):
         """How often the log was cut since it was opened."""
         return self._cut_count
 
+    @property
+    def config(self) -> TopicConfig:
+        """The topic's settings."""
+        return self._segments.config
+
+    @property
+    def files_version(self) -> tuple[int, int]:
+        """Changes whenever a file of a sealed segment is replaced by another one of its name."""
+        return self._cut_count, self._swap_count
+
     def batch_base(self, offset: int) -> int:
         """The base offset of the batch that contains `offset`; `offset` itself at the log end."""
         segment = self._segment_of(offset)
@@ -148,6 +164,64 @@ class CopiedLog(Log):
     def end_offset_for(self, epoch: int) -> tuple[int, int]:
         """(largest known epoch at or below `epoch`, the offset where it ends). (-1, -1) when none is known."""
         return self.epochs.end_offset_for(epoch, self.log_end)
+
+    # --- compaction --------------------------------------------------------------------------------------------------
+
+    def compactable(self, high_watermark: int, time_max_ms: int | None) -> list[Sealed]:
+        """The oldest sealed segments that may be compacted: below the high watermark, synced, and with no record later
+        than `time_max_ms`."""
+        upper = min(high_watermark, self.durable_end)
+        found: list[Sealed] = []
+        for one, sealed in zip(self._segments, self.sealed(), strict=False):
+            if sealed.next_offset > upper or (time_max_ms is not None and one.timestamp_max > time_max_ms):
+                break
+            found.append(sealed)
+        return found
+
+    def begin_swap(self, new: Rewritten) -> bool:
+        """Let a rewritten segment take the place of its sources after a death. False: these are not there any more.
+
+        The caller syncs the directory before `finish_swap`."""
+        self._check_usable()
+        if not self._has(new.sources):
+            return False
+        self._files.rename(new.log, self._swap_path(new))
+        return True
+
+    def finish_swap(self, new: Rewritten) -> bool:
+        """Put it in the place of its sources now; their files go after the delay, and whoever has them mapped keeps
+        them. False: the sources are not there any more, and nothing was done. An error puts the log out of use."""
+        self._check_usable()
+        path = self._swap_path(new)
+        if not self._has(new.sources):
+            self._files.unlink(path)
+            return False
+        try:
+            retired = [one for one in self._segments if new.base_offset <= one.base_offset < new.next_offset]
+            self._segments.retire(retired)
+            fresh = self._segments.make(new.base_offset)
+            for source, target in zip((path, *new.indexes), fresh.paths, strict=True):
+                self._files.rename(source, target)
+            fresh.take_over(new.next_offset, new.size_bytes, new.timestamp_max)
+            self._segments.replace(retired, fresh)
+        except (BrokerError, FileNotFoundError) as error:
+            self.failure = error if isinstance(error, BrokerError) else StorageError(f"{path} is gone")
+            self._check_usable()
+        self._swap_count += 1
+        return True
+
+    def abandon_swap(self, new: Rewritten) -> None:
+        """Give it up, wherever it is by now. Nothing is touched of a log that is closed: others may have it open."""
+        if self._lock_fd >= 0:
+            self._files.unlink(self._swap_path(new))
+            new.discard(self._files)
+
+    def _has(self, sources: Sequence[Sealed]) -> bool:
+        here = {one.base_offset: one for one in self.sealed()}
+        return all(here.get(one.base_offset) == one for one in sources)
+
+    def _swap_path(self, new: Rewritten) -> Path:
+        return self.directory / swap_name(new.base_offset, new.next_offset)
 
     # --- cutting -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +271,9 @@ class CopiedLog(Log):
         # First what was promised is taken back, or a death between here and the end would look like damage.
         self._cut_count += 1
         remove_marker(self.directory, self._files)
-        self._files.unlink(self.directory / PRODUCERS)
+        for name in (PRODUCERS, COMPACTION):
+            self._files.unlink(self.directory / name)
+        drop_swaps(self.directory, self._files)
         self._is_marked = False
         self._positions.save(
             high_watermark=high_watermark, recovery_point=recovery_point, log_start=log_start, durable=True

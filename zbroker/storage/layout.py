@@ -9,6 +9,8 @@ A copy is one directory. Names of segment files are the offset of their first re
     high-watermark                   two slots (below)
     clean-shutdown                   one marker (below); there only while nobody writes
     producer-snapshot                what the log says of producers up to an offset (below)
+    compaction                       text: "0", the number of lines, then "END_OFFSET WALL_MS TOMBSTONES" lines (below)
+    BASE-END.swap                    a whole segment that is about to take the place of those from BASE up to END
 
     .index, 8 bytes an entry                       .timeindex, 12 bytes an entry
      0 relative offset u32 | 4 position u32         0 timestamp i64 | 8 relative offset u32
@@ -34,6 +36,10 @@ An .index entry names the last offset of a batch, less the segment's base offset
 
 A snapshot tells of all batches below its offset, and of none behind it.
 
+A line of `compaction` says: at WALL_MS every key had one record at most below END_OFFSET, and TOMBSTONES of these had
+no value. END_OFFSET and WALL_MS only rise. Both offsets of a .swap file's name have 20 digits; it is whole and synced
+when it has that name, and a start that finds one puts it in its place.
+
 An unknown version, a wrong magic or a wrong CRC is as if the file were not there: each of these files can be rebuilt
 from the log, and a start without them is only slower.
 """
@@ -57,6 +63,8 @@ EPOCHS: Final = "leader-epoch-checkpoint"
 HIGH_WATERMARK: Final = "high-watermark"
 CLEAN_MARKER: Final = "clean-shutdown"
 PRODUCERS: Final = "producer-snapshot"
+COMPACTION: Final = "compaction"
+_SWAP_NAME = re.compile(r"([0-9]{20})-([0-9]{20})\.swap\Z")
 _SEGMENT_NAME = re.compile(r"([0-9]{20})(\.log|\.index|\.timeindex)\Z")
 
 INDEX_ENTRY = struct.Struct(">II")
@@ -138,6 +146,18 @@ def parse_segment_name(name: str) -> tuple[int, str] | None:
     """(base offset, suffix) of a segment's file; None for any other name."""
     found = _SEGMENT_NAME.match(name)
     return (int(found[1]), found[2]) if found else None
+
+
+def swap_name(base_offset: int, next_offset: int) -> str:
+    """The name of a segment that is about to replace others."""
+    assert 0 <= base_offset < next_offset
+    return f"{base_offset:020d}-{next_offset:020d}.swap"
+
+
+def parse_swap_name(name: str) -> tuple[int, int] | None:
+    """(base offset, the offset behind the last segment that it replaces); None for any other name."""
+    found = _SWAP_NAME.match(name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _with_crc(body: bytes) -> bytes:

@@ -324,7 +324,7 @@ class Log:
                 self.roll()
         except DiskFullError:
             pass  # no room for a new segment: the old one goes on
-        self._expire(now_ms, high_watermark, config.retention_ms, config.retention_bytes)
+        self._expire(now_ms, high_watermark, *config.expiry)
         return self.log_start
 
     def truncate_before(self, offset: int) -> int:

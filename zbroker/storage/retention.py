@@ -16,6 +16,7 @@ from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import FOREVER
 from zbroker.storage.files import Files
 from zbroker.storage.layout import DELETED, TEMPORARY
+from zbroker.storage.swap import complete_swaps
 
 
 class Expirable(Protocol):
@@ -92,7 +93,9 @@ class DeletedFiles:
 
 
 def unlink_leftovers(directory: Path, files: Files) -> int:
-    """Unlink what a dead process had deleted or not finished writing; how many files went."""
+    """Finish what a dead process was replacing, and unlink what it had deleted or not finished writing; how many files
+    went."""
+    complete_swaps(directory, files)
     leftovers = [name for name in files.list_directory(directory) if name.endswith((DELETED, TEMPORARY))]
     for name in leftovers:
         files.unlink(directory / name)

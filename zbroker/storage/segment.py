@@ -348,6 +348,14 @@ class Segment:
         self._hint_offset = -1
         return entry
 
+    def take_over(self, next_offset: int, size_bytes: int, timestamp_max: int) -> None:
+        """Use files that somebody else has written, as those of a sealed segment."""
+        self.store.end = self.store.allocated = size_bytes
+        self.next_offset = next_offset
+        self.is_sealed = True
+        self.indexes.is_loaded = False
+        self.indexes.timestamp_max = timestamp_max
+
     def resume_sealed(self, next_base: int) -> str | None:
         """Take the segment over as sealed, by a look at its last index entry and the batches behind it.
 

@@ -114,6 +114,15 @@ class Segments:
         self.size_bytes -= sum(segment.size_bytes for segment in gone)
         self.retire(gone)
 
+    def replace(self, old: list[Segment], new: Segment) -> None:
+        """A sealed segment is there in place of some that follow on each other and are retired already."""
+        number = self._segments.index(old[0])
+        assert self._segments[number : number + len(old)] == old
+        self._segments[number : number + len(old)] = [new]
+        self._bases[number : number + len(old)] = [new.base_offset]
+        self._candidates = []
+        self.size_bytes += new.size_bytes - sum(segment.size_bytes for segment in old)
+
     def retire(self, segments: list[Segment]) -> None:
         """Rename the files of segments that are not part of the log any more; they are unlinked after the delay."""
         for segment in segments:
