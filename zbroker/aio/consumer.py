@@ -159,6 +159,8 @@ class Consumer(Generic[K, V]):
             while ready:
                 batch = ready.popleft()
                 one.offset = batch.header.next_offset
+                if not batch.header.record_count:
+                    continue  # compaction left nothing of it but its offsets
                 yield batch
                 if subscription.moves != moves:
                     break
