@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -118,13 +119,15 @@ def test_without_room_there_is_no_file_and_no_slot(tmp_path: Path) -> None:
 def test_without_descriptors_a_member_commits_by_message(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = SlotFiles(tmp_path, 0xC0)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    used = sorted(int(name) for name in os.listdir("/proc/self/fd"))
+    limit = used[-1] + 21  # the limit is on the numbers: room for twenty and for the gaps between those in use
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
-        made = [files.make("g", f"m{number}", "", "", 0) for number in range(100)]
+        made = [files.make("g", f"m{number}", "", "", 0) for number in range(limit)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert made[0]
     assert not made[-1]
-    assert files.open("g", "m99", (1, 0), -1, 1) == (-1, -1)
+    assert files.open("g", f"m{limit - 1}", (1, 0), -1, 1) == (-1, -1)
     assert len(find_slot_files(tmp_path)) == sum(made)
     files.close_all()
