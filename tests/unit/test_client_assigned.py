@@ -22,6 +22,16 @@ def test_a_new_leader_that_knows_less_as_yet_does_not_take_the_high_watermark_ba
     assert shown == [None, 5_553, 5_553, None, 6_221]
 
 
+def test_a_new_leader_that_knows_less_than_was_read_is_not_believed() -> None:
+    one = Assigned(TopicPartition("orders", 0), "earliest")
+    one.source = source(1_698)
+    assert one.high_watermark() == 1_698
+    one.offset, one.was_read = 1_771, True
+    assert one.high_watermark() == 1_771
+    one.seek(1_700)
+    assert one.high_watermark() == 1_698
+
+
 def test_a_seek_shows_what_is_there_even_if_it_is_less() -> None:
     one = Assigned(TopicPartition("orders", 0), "earliest")
     one.source = source(100)

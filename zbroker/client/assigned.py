@@ -55,7 +55,8 @@ class Assigned:
         return max(self.offset, self.goal)
 
     def high_watermark(self) -> int | None:
-        """As the source shows it, but never below what was shown before; None while there is no source.
+        """As the source shows it, but never below what was shown before, nor below what was read; None while there is
+        no source.
 
         A new leader begins with what it knew as a follower, and hears within moments how far the others are. A seek
         begins anew: after an election that lost records the log may really be shorter.
@@ -63,7 +64,8 @@ class Assigned:
         found = None if self.source is None else self.source.high_watermark()
         if found is None:
             return None
-        self._shown = max(self._shown, found)
+        read = self.offset if self.was_read and self.offset is not None else 0
+        self._shown = max(self._shown, found, read)
         return self._shown
 
     def seek(self, offset: int) -> None:
