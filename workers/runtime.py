@@ -24,9 +24,8 @@ from zbroker.config.schema import RELOADABLE, ServerConfig
 from zbroker.errors import BrokerError, ConfigError, DirectoryLockedError
 from zbroker.shm.board import BoardWriter, HeaderWriter
 from zbroker.shm.layout import ProcessState
-from zbroker.shm.lockfile import LockFile
 from zbroker.transport.loop import IDLE_MS, Loop
-from zbroker.workers import logs
+from zbroker.workers import leftovers, logs
 
 EXIT_CLEAN: Final = 0
 EXIT_CONFIG: Final = 2
@@ -69,9 +68,9 @@ class Role:
         logs.start_logging(name, config.logging.level, config.logging.format)
         paths = paths_for(config)
         make_directories(paths)
-        lock = LockFile.take(paths.lock(name))
+        lock = leftovers.enter(paths, name)
         role = cls(config, number, name, paths, clock or HostClock())
-        role.at_close(lock.release)
+        role.at_close(lambda: leftovers.leave(paths, lock))
         role._reload = reload
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             role.loop.on_signal(signal_number, role.request_stop)

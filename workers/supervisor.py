@@ -34,7 +34,7 @@ from zbroker.errors import BrokerError, ConfigError, DirectoryLockedError
 from zbroker.shm import reaper
 from zbroker.shm.board import board_path
 from zbroker.shm.coordinator_board import CoordinatorBoardReader
-from zbroker.shm.lockfile import LockFile, is_held
+from zbroker.shm.lockfile import is_held
 from zbroker.workers import leftovers, service
 from zbroker.workers.logs import start_logging
 from zbroker.workers.process import become_child
@@ -311,7 +311,7 @@ def main(
     try:
         paths = paths or paths_for(config)
         make_directories(paths)
-        lock = LockFile.take(paths.lock("supervisor"))
+        lock = leftovers.enter(paths, "supervisor")
     except ConfigError as error:
         log.error("%s", error)
         return EXIT_BAD_CONFIG
@@ -325,7 +325,7 @@ def main(
         check_data_lock(paths)
     except DirectoryLockedError as error:
         log.error("%s", error)
-        lock.release()
+        leftovers.leave(paths, lock)
         return EXIT_TEMPORARY
     for removed in reaper.sweep(paths.run_dir, paths.boards_dir):
         log.info("removed %s, left by a dead process", removed)

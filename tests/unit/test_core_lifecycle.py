@@ -164,6 +164,13 @@ def test_kills_from_outside_never_make_a_process_given_up() -> None:
     assert bench.do(Exited(W0, -signal.SIGKILL)) == [Start(W0)], "after a life of seconds it is back at once"
 
 
+def test_a_process_that_is_asked_to_end_again_and_again_is_not_given_up() -> None:
+    bench = Bench()
+    for _ in range(3 * LIMITS.crash_loop_limit):
+        bench.after(2_000)
+        assert bench.do(Exited(ROUTER, 0)) == [Start(ROUTER)], "each time at once: none of them was a crash"
+
+
 def test_an_exit_with_code_0_that_nobody_asked_for_is_followed_by_a_start() -> None:
     assert Bench().do(Exited(W0, 0)) == [Start(W0)]
 

@@ -166,6 +166,10 @@ def make_directories(paths: Paths) -> None:
                 raise ConfigError(f"{setting}: cannot make {directory}: {error.strerror}") from error
             if owner != os.getuid():
                 raise ConfigError(f"{setting}: {directory} belongs to uid {owner}, this process is uid {os.getuid()}")
+
+
+def note_data_dirs(paths: Paths) -> None:
+    """Write which data directories the broker of this run directory has: whole, or as before. Raises ConfigError."""
     names = b"\0".join(map(os.fsencode, (paths.data_dir, *paths.further_data_dirs)))
     try:
         if not (paths.data_dirs_file.exists() and paths.data_dirs_file.read_bytes() == names):

@@ -13,11 +13,12 @@ Guarantees: a process that is wanted and dead is started again: at once the firs
 `restart_backoff_ms`, doubled for each death in a row up to `restart_backoff_max_ms`. A row ends when a process lives
 longer than `crash_loop_window_ms`. After `crash_loop_limit` deaths in a row it is given up: the broker goes on without
 a worker or replica, and stops where none is left, or where it is the router or the coordinator. SIGKILL is somebody's
-act and no crash of the process (an operator, the coordinator that fences a hung worker, the kernel out of memory): it
-never counts against the limit. A broker that ends because of a process given up has that process's last exit code where
-it says more than "internal": 2 for settings, at once; 75 for a lock that another process holds. A stop goes in order,
-workers and replicas, coordinator, router, each with its share of `stop_timeout_ms` and SIGKILL at its end. Events that
-a state does not allow raise IllegalTransition.
+act and no crash of the process (an operator, the coordinator that fences a hung worker, the kernel out of memory), and
+so is an end in order (exit code 0: a process ends so only when it was asked to): neither counts against the limit. A
+broker that ends because of a process given up has that process's last exit code where it says more than "internal": 2
+for settings, at once; 75 for a lock that another process holds. A stop goes in order, workers and replicas,
+coordinator, router, each with its share of `stop_timeout_ms` and SIGKILL at its end. Events that a state does not allow
+raise IllegalTransition.
 """
 
 from __future__ import annotations
@@ -263,13 +264,13 @@ class Lifecycle:
     def _died(self, process: _Process, status: int, now_ns: int) -> list[Effect]:
         limits = self.limits
         lived_ms = (now_ns - process.started_ns) / NS_PER_MS if process.state is State.RUNNING else 0.0
-        was_killed = status == -signal.SIGKILL
+        was_ended = status in (0, -signal.SIGKILL)
         if lived_ms > limits.crash_loop_window_ms:
             process.deaths_in_row = process.crashes_in_row = 0
-        elif was_killed and lived_ms > SHORT_LIFE_MS:
+        elif was_ended and lived_ms > SHORT_LIFE_MS:
             process.deaths_in_row = 0
         process.deaths_in_row += 1
-        process.crashes_in_row += not was_killed
+        process.crashes_in_row += not was_ended
         process.pid = 0
         if status == EXIT_BAD_CONFIG:
             return self._give_up(process, now_ns, "its settings are wrong", EXIT_BAD_CONFIG)
