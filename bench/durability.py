@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from bench.harness import Contender, Row, best, print_table, row, run_rounds, save
+from bench.harness import Contender, Row, best, print_table, row, run_rounds, save, spread
 from bench.world import batches
 from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.producer import Producer
@@ -55,7 +55,8 @@ def copies_rows(rounds: int, count: int, directory: Path | None, target: str) ->
             {name: _batch_rate(broker.bootstrap_servers, name, count) for name in ("one", "two")}, rounds
         )
     one, two = (best(found[name], "records_per_s") for name in ("one", "two"))
-    return [row(f"send_many, two copies in sync, {where}", two / 1e6, "M/s", "one copy", two / one, target)]
+    rates = spread(found["two"], "records_per_s", 1e-6)
+    return [row(f"send_many, two copies in sync, {where}", two / 1e6, "M/s", "one copy", two / one, target, rates)]
 
 
 def fsync_rows(producers: int, seconds: float, directory: Path) -> list[Row]:

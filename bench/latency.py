@@ -8,7 +8,7 @@ import sys
 import time
 
 from bench import bare
-from bench.harness import Row, median, row, run_rounds
+from bench.harness import Row, median, row, run_rounds, spread
 from bench.world import World
 from zbroker.client.producer import Producer
 
@@ -68,8 +68,9 @@ def latency_rows(world: World, rounds: int, tries: int) -> list[Row]:
         ("end to end", "end to end to a sleeping consumer", "<= 0.8"),
     ):
         middle = median(found[name], "p50_us")
-        rows.append(row(f"{shown}, p50", middle, "us", f"zmq echo, {echo:.0f} us", middle / echo, target))
-        rows.append(row(f"{shown}, p99", median(found[name], "p99_us"), "us"))
+        middles, tails = spread(found[name], "p50_us"), spread(found[name], "p99_us")
+        rows.append(row(f"{shown}, p50", middle, "us", f"zmq echo, {echo:.0f} us", middle / echo, target, middles))
+        rows.append(row(f"{shown}, p99", tails.median, "us", spread=tails))
     middle, apart = (median(found[name], "p50_us") for name in ("end to end", "zmq echo, apart"))
     beside = f"zmq echo with the same pauses of {APART_S * 1000:.0f} ms, {apart:.0f} us"
     rows.append(row("end to end to a sleeping consumer, p50", middle, "us", beside, middle / apart, "<= 0.8"))

@@ -1,22 +1,42 @@
-"""The published table of figures: every row that is due, where and how it was measured, and the same in the README."""
+"""The published figures: held to the schema, every row that is due, where and how it was measured, and the README."""
 
 from __future__ import annotations
 
-from bench.harness import row
-from bench.readme import README, results, written
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.harness import RESULTS, row
+from bench.readme import README, written
 from tests.bench_rows import ROWS
+from zbroker.load.results import BadResultsError, Spread, load_results, results, save_results
+
+COMMITTED = sorted(RESULTS.glob("*.json"))
 
 
-def test_the_published_table_has_every_row_with_command_machine_and_commit() -> None:
-    saved = results("main_path")
-    assert saved["command"] == "python -m bench"
-    assert {"cpu", "cores", "python", "commit", "time"} <= saved["machine"].keys()
-    names = [one["what"] for one in saved["rows"]]
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_results_keep_to_the_schema_and_say_how_and_where(path: Path) -> None:
+    saved = load_results(path)
+    assert saved.command.startswith(("python -m bench", "zbroker bench"))
+    assert saved.about
+    assert saved.machine.commit
+    assert saved.machine.cores > 0
+    assert saved.rows or saved.tables
+    for one in saved.rows:
+        assert bool(one.target) == bool(one.met), one
+        if one.median is not None:
+            assert one.low is not None
+            assert one.high is not None
+            assert one.low <= one.median <= one.high
+
+
+def test_the_published_table_has_every_row_that_is_due() -> None:
+    saved = load_results(RESULTS / "main_path.json")
+    assert saved.command == "python -m bench"
     for due in ROWS:
-        assert any(name.startswith(due) for name in names), due
-    for one in saved["rows"]:
-        assert one["value"] > 0, one
-        assert bool(one["target"]) == bool(one["met"]), one
+        assert any(one.what.startswith(due) for one in saved.rows), due
+    assert all(one.value > 0 for one in saved.rows)
 
 
 def test_the_readme_shows_the_published_tables() -> None:
@@ -27,7 +47,27 @@ def test_the_readme_shows_the_published_tables() -> None:
 
 
 def test_a_row_says_whether_its_target_is_met_by_the_ratio_where_there_is_one() -> None:
-    assert row("a", 3.0, "M/s", target=">= 2.5 M/s")["met"] == "met"
-    assert row("a", 3.0, "s", target="< 3 s")["met"] == "missed"
-    assert row("a", 3.0, "us", "beside", 0.7, "<= 0.65")["met"] == "missed"
-    assert row("a", 3.0, "us")["met"] == ""
+    assert row("a", 3.0, "M/s", target=">= 2.5 M/s").met == "met"
+    assert row("a", 3.0, "s", target="< 3 s").met == "missed"
+    assert row("a", 3.0, "us", "beside", 0.7, "<= 0.65").met == "missed"
+    assert row("a", 3.0, "us").met == ""
+
+
+def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    spread = Spread(best=3.0, median=2.0, low=1.0, high=3.0, rounds=3)
+    found = results("zbroker bench x", [row("a", 3.0, "M/s", spread=spread)], about="b", seed=7)
+    save_results(found, tmp_path / "x.json")
+    again = load_results(tmp_path / "x.json")
+    assert again == found
+    assert (again.seed, again.rows[0].median, again.rows[0].rounds) == (7, 2.0, 3)
+    assert again.machine.commit
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rows", [{"what": "a"}]), ("command", 3), ("surplus", 1), ("schema", 99), ("machine", None)]
+)
+def test_results_that_do_not_keep_to_the_schema_are_refused(tmp_path: Path, field: str, value: object) -> None:
+    document = msgspec.to_builtins(results("zbroker bench x", [], about="b"))
+    (tmp_path / "x.json").write_bytes(msgspec.json.encode({**document, field: value}))
+    with pytest.raises(BadResultsError, match=r"x\.json"):
+        load_results(tmp_path / "x.json")
