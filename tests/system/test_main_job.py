@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from tests.bench_rows import ROWS
 
@@ -43,25 +42,6 @@ def test_the_report_is_also_for_people() -> None:
     assert done.returncode == 0, done.stderr
     assert "checked: every record arrived once" in done.stdout
     assert "p99.9" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("produce", "-n", "20000"),
-        ("produce", "-n", "20000", "--mode", "sender", "--acks", "1"),
-        ("produce", "-n", "20000", "--mode", "send_many", "--compress", "lz4", "--partitions", "3"),
-        ("consume", "-n", "20000"),
-        ("consume", "-n", "20000", "--mode", "batches"),
-        ("latency", "-n", "200"),
-        ("latency", "-n", "100", "--transport", "zmq"),
-    ],
-)
-def test_every_benchmark_runs(words: tuple[str, ...]) -> None:
-    done = run("zbroker", "bench", *words, "--json")
-    assert done.returncode == 0, done.stderr
-    rows = msgspec.json.decode(done.stdout)
-    assert all(row["records"] > 0 and row["records_per_s"] > 0 for row in rows)
 
 
 def test_the_table_of_figures_can_be_made() -> None:
