@@ -16,8 +16,8 @@ MS = 1_000_000
 class Script(World):
     """A world in which only what the test says happens. Every process is up, copy 0 leads, all are in sync."""
 
-    def __init__(self, copies: int = 3, min_insync: int = 2) -> None:
-        super().__init__(copies=copies, min_insync=min_insync, fault_rate=0.0)
+    def __init__(self, copies: int = 3, min_insync: int = 2, node_class: type[Node] = Node) -> None:
+        super().__init__(copies=copies, min_insync=min_insync, fault_rate=0.0, node_class=node_class)
         self.tail_chance = 0.0
         self.rest()
 

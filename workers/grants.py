@@ -250,7 +250,7 @@ class Grants:
         host = self._host
         directory = Path(grant.directory)
         check_not_suspect(directory, host.files)
-        return CopiedLog.open(
+        log = CopiedLog.open(
             directory,
             config,
             host.files,
@@ -259,6 +259,10 @@ class Grants:
             handles=host.handles,
             disk_free_min_bytes=self._disk_free_min_bytes,
         )
+        if log.recovery.is_after_power_cut:
+            where = {"topic": grant.topic, "partition": grant.partition, "log_end": log.log_end}
+            _log.warning("the power went while this copy was open: what was not synced is lost", extra=where)
+        return log
 
     def _set_aside(self, grant: PartitionGrant, error: BrokerError) -> None:
         """Keep a damaged copy beside its place until the next one is set aside: the leader has the records."""

@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from tests.conditions import wait_until
 from zbroker import ids
 from zbroker.shm import layout
-from zbroker.shm.board import BoardWriter
+from zbroker.shm.board import BoardWriter, PartitionCellWriter
 from zbroker.shm.doorbell import SLEEP_MS_MAX, Bell, Doorbell, Sleeper
 from zbroker.shm.lane import Lane
 
@@ -83,10 +84,10 @@ print(json.dumps([loads, wrong, half, snapshots]))
 """
 
 
-def test_t38_readers_of_a_board_at_full_speed_see_only_values_that_were_true_and_never_a_decrease(
-    tmp_path: Path,
-) -> None:
-    board = BoardWriter.create(tmp_path, NUMBER, ids.own_incarnation(), cells=1)
+def race(directory: Path, publish: Callable[..., None] = PartitionCellWriter.publish) -> list[list[int]]:
+    """Publish at full speed under two readers; each says how often it loaded, saw a wrong value, saw two states mixed,
+    and took a snapshot."""
+    board = BoardWriter.create(directory, NUMBER, ids.own_incarnation(), cells=1)
     cell = board.claim(1, 0)
 
     def restate(high_watermark: int) -> None:
@@ -105,14 +106,20 @@ def test_t38_readers_of_a_board_at_full_speed_see_only_values_that_were_true_and
             if value % 7000 == 0:
                 restate(value)
             else:
-                cell.publish(value, value % 7000 * 3, value, value, value)
+                publish(cell, value, value % 7000 * 3, value, value, value)
     results = []
     for reader in readers:
         with reader:
             assert reader.stdout is not None
             results.append(json.loads(reader.stdout.read()))
     board.close()
-    for loads, wrong, half, snapshots in results:
+    return results
+
+
+def test_t38_readers_of_a_board_at_full_speed_see_only_values_that_were_true_and_never_a_decrease(
+    tmp_path: Path,
+) -> None:
+    for loads, wrong, half, snapshots in race(tmp_path):
         assert wrong == half == 0, f"{wrong} wrong values, {half} of {snapshots} snapshots mixed two states"
         assert loads > 0
         assert snapshots > 0

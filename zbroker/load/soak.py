@@ -100,6 +100,13 @@ PROFILES: Final[dict[str, Profile]] = {
         seeds_variable="ZBROKER_SIM_SEEDS",
         seeds_a_round=1_000,
     ),
+    "search": Profile(
+        text="every history of three copies with few records and deaths, up to 500,000 states of each kind (T15)",
+        rounds=1,
+        tests="tests/sim/test_replication_exhaustive.py",
+        seeds_variable="ZBROKER_SEARCH_STATES",
+        seeds_a_round=500_000,
+    ),
     "storage": Profile(
         text="crashes of the storage at every call, and lost unsynced writes (T06, T07)",
         rounds=50,

@@ -8,8 +8,10 @@ a clean stop and the next write, and names the end of the log, so that a stale o
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from zbroker.errors import DiskFullError, TooManyOpenFilesError
 from zbroker.storage.files import Files
 from zbroker.storage.layout import (
     CLEAN_MARKER,
@@ -36,6 +38,7 @@ class Positions:
         data = files.read_file(self._path, SAVED_FILE_BYTES)
         found = unpack_saved(data) if data else None
         self.is_missing = found is None
+        self._is_begun = data is not None
         self.saved = found or SavedPositions(0, 0, 0, 0, self._boot_id)
         self._is_durable = False
 
@@ -43,6 +46,18 @@ class Positions:
     def is_same_boot(self) -> bool:
         """Whether the page cache still holds everything that had been written when the positions were saved."""
         return self.saved.boot_id == self._boot_id
+
+    @property
+    def saw_power_cut(self) -> bool:
+        """Whether the power went since the copy was written to, for all that the file shows: it was there, and what was
+        last written to it was in another boot of the host, or is not on the disk."""
+        return not self.is_same_boot or (self._is_begun and self.is_missing)
+
+    def begin(self) -> None:
+        """Before the first record: from now on a file without sound positions tells of a power cut."""
+        if not self._is_begun:
+            with suppress(DiskFullError, TooManyOpenFilesError):  # what is lost then is the sign only
+                self._write(self.saved, durable=False)
 
     def distrust(self) -> None:
         """Take it that nothing was promised but the log start: the walk over the log shall find the end alone."""
@@ -57,6 +72,9 @@ class Positions:
         new = SavedPositions(old.sequence + 1, high_watermark, recovery_point, log_start, self._boot_id)
         if new[1:] == old[1:] and (self._is_durable or not durable):
             return
+        self._write(new, durable=durable)
+
+    def _write(self, new: SavedPositions, *, durable: bool) -> None:
         fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             self._files.pwrite(fd, pack_saved(new), new.sequence % 2 * SLOT_SPACING)
@@ -64,7 +82,7 @@ class Positions:
                 self._files.fdatasync(fd)
         finally:
             self._files.close(fd)
-        self.saved, self._is_durable = new, durable
+        self.saved, self._is_durable, self._is_begun = new, durable, True
 
 
 def read_marker(directory: Path, files: Files) -> CleanMarker | None:

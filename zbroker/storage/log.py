@@ -15,6 +15,7 @@ does. Not thread-safe, but for `FlushJob.run` and `unlink_deleted`.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -195,6 +196,7 @@ class Log:
         if self._must_sync_names:
             remove_marker(self.directory, self._files)
             self._is_marked = False
+            self._positions.begin()
             try:
                 self._files.fsync_directory(self.directory)
                 if self._is_fresh:
@@ -304,10 +306,8 @@ class Log:
 
     def _save_positions(self, high_watermark: int, *, durable: bool = False) -> None:
         point, start = self._recovery_point, self.log_start
-        try:
+        with suppress(DiskFullError, TooManyOpenFilesError):  # the older positions stay true; the next save comes soon
             self._positions.save(high_watermark=high_watermark, recovery_point=point, log_start=start, durable=durable)
-        except (DiskFullError, TooManyOpenFilesError):
-            pass  # the older positions stay true; the next save comes soon
 
     def _check_usable(self) -> None:
         if self.failure is not None:

@@ -39,6 +39,7 @@ class RecoveryReport(NamedTuple):
     segments_removed: int = 0
     records_lost_max: int = 0  # below the saved high watermark, gone with a power cut
     was_torn: bool = False
+    is_after_power_cut: bool = False  # it was open when the power went: what was not synced is gone
 
 
 class Opened(NamedTuple):
@@ -82,6 +83,7 @@ def open_segments(
         recovery = _Recovery(segments, positions, epoch_max)
         _take_over_sealed(segments, recovery.walk())
         segments, torn, report = recovery.apply()
+        report = report._replace(is_after_power_cut=positions.saw_power_cut)
         removed += torn
     if segments[-1].next_offset < positions.saved.recovery_point:
         # All of it had been deleted, and a power cut kept some deletions only: no offset is given twice.
