@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
-.PHONY: help install demo test lint types unit system bench clean
+.PHONY: help install demo test lint types unit system bench bench-peers clean
 
 help: ## show the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(BIN)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zbroker needs Python 3.11 or later: make PYTHON=python3.11 ...")'
@@ -37,6 +37,15 @@ system: $(BIN)/.ready ## tests with real processes and faults
 
 bench: $(BIN)/.ready ## the short benchmarks; results in bench/results
 	$(BIN)/python -m bench
+
+bench-peers: $(BIN)/.ready-peers ## zbroker beside Kafka, Redis, NATS and RabbitMQ, as far as they are installed
+	$(BIN)/python -m bench.peers $(PEERS_OPTIONS)
+
+# Kafka's jars are left out where there is no Maven: the comparison says then how to get them.
+$(BIN)/.ready-peers: $(BIN)/.ready bench/peers/kafka-pom.xml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[peers]'
+	if command -v mvn >/dev/null && command -v java >/dev/null; then mvn -q -B -f bench/peers/kafka-pom.xml package; fi
+	touch $@
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

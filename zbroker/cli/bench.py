@@ -17,6 +17,7 @@ BENCHMARKS: Final = {
     "latency": ("zbroker.cli.bench_delays:latency", "How long a record waits for its acknowledgement."),
     "e2e": ("zbroker.cli.bench_delays:e2e", "How long a record takes to a consumer that slept."),
     "failover": ("zbroker.cli.bench_delays:failover", "How long nothing is acknowledged when a leader is killed."),
+    "compare": ("zbroker.cli.bench_compare:compare", "zbroker beside Kafka, Redis, NATS and RabbitMQ."),
 }
 
 
