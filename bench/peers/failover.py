@@ -162,7 +162,7 @@ def _gap(cluster: Cluster, load: Load) -> dict[str, float]:
     load.wait_for(_SETTLED_RECORDS)
     killed_ns = time.monotonic_ns()
     cluster.kill_leader()
-    load.wait_for(_SETTLED_RECORDS * 10)  # what was under way may be acknowledged still, before the gap
+    load.wait_for(2 * _SETTLED_RECORDS)  # what was under way may be acknowledged still, before the gap
     gap_ms = load.longest_gap_ms(killed_ns)
     cluster.restore()
     return {"gap_ms": gap_ms, "errors": len(load.errors)}

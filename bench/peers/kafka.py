@@ -1,11 +1,11 @@
 """Apache Kafka 4.0 (KRaft) with confluent-kafka, the fastest Python client of it.
 
 Settings and their reasons. Broker: all defaults (no fsync: `log.flush.*` unset), one node that is broker and
-controller, heap and collector as its own `kafka-server-start.sh` sets them. Producer: acks=all; for throughput linger.ms
-5 and batch.size 1 MB, for latency linger.ms 0; its queue is large enough that no call waits. Consumer: assigned, from
-the begin, `consume(10000)`; `fetch.queue.backoff.ms` 1 in place of librdkafka's 1000, because a fetcher whose queue was
-full otherwise sleeps for a second, and fetches of up to 10 MB. CRCs of fetched batches are not checked by default, and
-so not here.
+controller, heap and collector as its own `kafka-server-start.sh` sets them. Producer: acks=all; for throughput
+linger.ms 5 and batch.size 1 MB, for latency linger.ms 0; its queue is large enough that no call waits. Consumer:
+assigned, from the begin, `consume(10000)`; `fetch.queue.backoff.ms` 1 in place of librdkafka's 1000, because a fetcher
+whose queue was full otherwise sleeps for a second, and fetches of up to 10 MB. CRCs of fetched batches are not checked
+by default, and so not here.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Kafka(System):
         "producer, latency": "linger.ms=0",
         "java tools": "ProducerPerformance acks=all linger.ms=5 batch.size=1000000 buffer.memory=67108864, -Xmx512m; "
         "ConsumerPerformance with its defaults",
-        "consumer": "assign, consume(10000), fetch.queue.backoff.ms=1 fetch.message.max.bytes=10485760 check.crcs=false",
+        "consumer": "assign, consume(10000), fetch.queue.backoff.ms=1 fetch.message.max.bytes=10485760, no CRCs",
     }
 
     @classmethod

@@ -65,7 +65,7 @@ class KafkaCluster(Cluster):
 
     def is_whole(self) -> bool:
         found = self._partition()
-        return found.leader >= 0 and len(found.isrs) == COPIES
+        return found is not None and found.leader >= 0 and len(found.isrs) == COPIES
 
     def restore(self) -> None:
         assert self._killed is not None
@@ -73,4 +73,5 @@ class KafkaCluster(Cluster):
         self._killed = None
 
     def _partition(self) -> Any:
-        return self._admin.list_topics(TOPIC, timeout=TIMEOUT_S).topics[TOPIC].partitions[0]
+        """What a broker knows of the partition; None when that one has only just started."""
+        return self._admin.list_topics(TOPIC, timeout=TIMEOUT_S).topics[TOPIC].partitions.get(0)

@@ -1,9 +1,9 @@
 """RabbitMQ Streams with rstream on uvloop.
 
-Settings and their reasons. The plugin `rabbitmq_stream` alone, a stream with one copy; streams are never synced, so that
-a confirmation means the page cache. For each record `send`, whose background task sends what has gathered every 5 ms
-(its default is 3 s); as a batch `send_batch` of 1,000 messages (a frame is 1 MB at most), until the last confirmation.
-A consumer has 100 chunks under way (default 10). It runs with an epmd of its own, so that none is left behind.
+Settings and their reasons. The plugin `rabbitmq_stream` alone, a stream with one copy; streams are never synced, so
+that a confirmation means the page cache. For each record `send`, whose background task sends what has gathered every
+5 ms (its default is 3 s); as a batch `send_batch` of 1,000 messages (a frame is 1 MB at most). It ends at the last
+confirmation. A consumer has 100 chunks under way (default 10). It runs with an epmd of its own, which ends with it.
 """
 
 from __future__ import annotations

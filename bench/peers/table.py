@@ -1,8 +1,9 @@
 """From what was measured to rows with targets, and to one matrix of all systems.
 
-Rates and CPU times are the best round's, because noise only ever takes away; all else is the median round's. Where a peer has several ways to do a thing, zbroker stands beside the fastest of them, but for the calls that are made
-for each record, which stand beside the peer's call of that kind. The matrix has the median and, in brackets, the least
-and the greatest round.
+Rates and CPU times are the best round's, because noise only ever takes away; all else is the median round's. Where a
+peer has several ways to do a thing, zbroker stands beside the fastest of them, but for the calls that are made for each
+record, which stand beside the peer's call of that kind. The matrix has the median and, in brackets, the least and the
+greatest round.
 """
 
 from __future__ import annotations

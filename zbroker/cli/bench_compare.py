@@ -12,8 +12,8 @@ import zbroker
 from zbroker.cli.options import Options, pass_options, shared_options
 
 GET = (
-    "bench compare runs from a checkout, because the peers are no part of the package: clone zbroker's repository, and in"
-    " it run `make bench-peers`, or `make install` and `.venv/bin/zbroker bench compare`"
+    "bench compare runs from a checkout, because the peers are no part of the package: clone zbroker's repository, and"
+    " in it run `make bench-peers`, or `make install` and `.venv/bin/zbroker bench compare`"
 )
 
 
