@@ -1,56 +1,55 @@
-"""zbroker beside real brokers: `python -m bench.peers [--peers LIST] [--small] [--failover] [--disk DIR]`.
+"""zbroker beside real brokers: `python -m bench.peers [--peers LIST] [--small] [--failover] [--disk DIR] [-o FILE]`.
 
-Writes bench/results/peers.json: the rows, the matrix, every round, the versions and settings of all systems, and the
-systems that are missing with the command that installs them. A part that is measured alone (`--only`) takes the place
-of that part's figures in it; all systems of a part are measured in one run.
+A run with all peers writes bench/results/peers.json: the rows, all systems side by side, every round, the versions and
+settings, and the systems that are missing with the command that installs them. A part that is measured alone (`--only`)
+takes the place of that part in it; all systems of a part are measured in one run.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
-from bench.harness import RESULTS, machine, print_table, save
+from bench.harness import RESULTS, print_table
+from bench.peers.document import ROUNDS, Line, document, lines_of, stored_lines
 from bench.peers.failover import measure_failover
-from bench.peers.measures import Measured, Plan, measure_latency, measure_start, measure_throughput
+from bench.peers.measures import Plan, measure_latency, measure_start, measure_throughput
 from bench.peers.registry import SYSTEMS, system
 from bench.peers.system import MissingError, System
-from bench.peers.table import matrix_of, rows_of
+from zbroker.load.results import Results, Table, save_results
 
 PEERS = tuple(name for name in SYSTEMS if name != "zbroker")
 PARTS = ("start", "throughput", "latency")
 WHOLE = Plan(1_000_000, 5, 2_000, 1_000, 0.004, 5.0, Path("/dev/shm"))
 SMALL = Plan(20_000, 1, 40, 40, 0.004, 0.2, Path("/dev/shm"))
 KILLS, SMALL_KILLS = 5, 1
-NAME = "peers"
+STORED = RESULTS / "peers.json"
+ABOUT = (
+    "100-byte records, one partition; every broker on 127.0.0.1; acknowledged in the page cache of every copy, no"
+    " fsync; data of all on {where}"
+)
 
-Found = dict[str, dict[str, Any]]
-"""Part -> machine and figures, as in the results."""
 
-
-def find(names: list[str]) -> tuple[list[type[System]], dict[str, dict[str, str]]]:
+def find(names: list[str]) -> tuple[list[type[System]], dict[str, tuple[str, str]]]:
     """The systems that can be run, and why the others cannot."""
     classes, missing = [], {}
     for name in names:
         try:
             classes.append(system(name))
         except MissingError as error:
-            missing[name] = {"what": error.what, "command": error.command}
-            print(f"missing: {name}: {error}", file=sys.stderr)
+            missing[name] = (error.what, error.command)
     return classes, missing
 
 
-def measure(classes: list[type[System]], parts: list[str], plan: Plan, kills: int) -> Found:
+def measure(classes: list[type[System]], parts: list[str], plan: Plan, kills: int) -> list[Line]:
     """Measure these parts, each with all systems."""
-    found: Found = {}
+    lines = []
     for part in parts:
-        where = machine()
         if part == "start":
             figures = measure_start(classes, plan)
         elif part == "throughput":
@@ -59,49 +58,25 @@ def measure(classes: list[type[System]], parts: list[str], plan: Plan, kills: in
             figures = measure_latency(classes, plan)
         else:
             figures = measure_failover([kind.name for kind in classes], plan.directory, kills)
-        found[part] = {"machine": where, "figures": [one._asdict() for one in figures]}
-    return found
+        lines += lines_of(part, figures)
+    return lines
 
 
-def result(found: Found, classes: list[type[System]], missing: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """All that the results say, but for the command and the machine."""
-    measured = [Measured(**one) for part in (*PARTS, "failover") for one in found.get(part, {}).get("figures", [])]
-    systems = {kind.name: {"version": kind.check(), "settings": kind.settings} for kind in classes}
-    return {
-        "rows": rows_of(measured),
-        "matrix": matrix_of(measured, list(systems)),
-        "systems": systems,
-        "missing": missing,
-        "parts": found,
-    }
+def show(found: Results) -> None:
+    """Print what is missing, the rows, and the tables but for the single rounds."""
+    print_table(found.rows)
+    for table in found.tables:
+        if table.title != ROUNDS and table.rows:
+            print()
+            _print(table)
 
 
-def show(told: dict[str, Any]) -> None:
-    """Print the systems, the rows and the matrix."""
-    for name, one in told["systems"].items():
-        print(f"{name}: {one['version']}")
-    for name, why in told["missing"].items():
-        print(f"missing: {name}: {why['what']}; install it with: {why['command']}")
-    print()
-    print_table(told["rows"])
-    print()
-    print_table(told["matrix"])
-
-
-def _store(told: dict[str, Any], plan: Plan) -> Path:
-    where = "tmpfs" if str(plan.directory).startswith("/dev/shm") else "a disk"
-    about = f"every broker on 127.0.0.1 with its data on {where}, acknowledged in the page cache without fsync"
-    path = save(NAME, "python -m bench.peers --failover", told["rows"], about=about)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **told}, indent=1) + "\n")
-    return path
-
-
-def _stored_parts() -> Found:
-    try:
-        parts: Found = json.loads((RESULTS / f"{NAME}.json").read_text())["parts"]
-    except FileNotFoundError:
-        return {}
-    return parts
+def _print(table: Table) -> None:
+    print(table.title)
+    text = [table.columns, *([str(cell) for cell in line] for line in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    for line in text:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _names(given: str) -> list[str]:
@@ -119,13 +94,15 @@ def _names(given: str) -> list[str]:
 @click.option("--failover", is_flag=True, help="Kill leaders too: three Kafka nodes, some minutes.")
 @click.option("--only", multiple=True, type=click.Choice((*PARTS, "failover")), help="These parts alone.")
 @click.option("--disk", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Data of all of them here.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the results there.")
 @click.option("--json", "is_json", is_flag=True, help="Print the results as JSON.")
 def main(
-    peers: str, rounds: int, small: bool, failover: bool, only: tuple[str, ...], disk: Path | None, is_json: bool
-) -> None:
+    peers: str, rounds: int, small: bool, failover: bool, only: tuple[str, ...], disk: Path | None,
+    output: Path | None, is_json: bool,
+) -> None:  # fmt: skip
     """Measure zbroker beside other brokers that this command starts itself, each with its best Python client.
 
-    The data of all are on tmpfs, or all on a disk with --disk. Whole runs with all peers are stored in
+    The data of all are on tmpfs, or all on a disk with --disk. Runs with all peers on tmpfs are stored in
     bench/results/peers.json.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -136,15 +113,22 @@ def main(
         plan = plan._replace(directory=disk)
     parts = list(only) or [*PARTS, *(["failover"] if failover else [])]
     classes, missing = find(names)
-    found = measure(classes, parts, plan, SMALL_KILLS if small else KILLS)
+    for name, (what, command) in missing.items():
+        print(f"missing: {name}: {what}; install it with: {command}", file=sys.stderr)
+    lines = measure(classes, parts, plan, SMALL_KILLS if small else KILLS)
     is_stored = not small and disk is None and len(names) == len(SYSTEMS)
-    told = result({**_stored_parts(), **found} if is_stored else found, classes, missing)
-    if is_json:
-        print(json.dumps({"machine": machine(), **told}, indent=1))
-    else:
-        show(told)
     if is_stored:
-        print(_store(told, plan), file=sys.stderr)
+        lines = [line for line in stored_lines(STORED) if line.part not in parts] + lines
+        output = output or STORED
+    about = ABOUT.format(where="tmpfs" if disk is None else "a disk")
+    found = document(lines, classes, missing, "python -m bench.peers --failover", about, plan.directory)
+    if output is not None:
+        save_results(found, output)
+        print(output, file=sys.stderr)
+    if is_json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        show(found)
 
 
 if __name__ == "__main__":

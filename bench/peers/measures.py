@@ -2,7 +2,7 @@
 
 Parts: `start` (fresh brokers, one after another), `throughput` (with the memory before and after), `latency`. In the
 last two all brokers are up at once, and those whose turn it is not do nothing; what doing nothing costs is measured.
-Their first round is for warming up (virtual machines compile) and is not counted.
+Before the rounds that count there is one for warming up: virtual machines compile.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SIZE_BYTES = 100
 LARGE_BYTES = 1024
 LARGE_SHARE = 5  # so many times fewer records of 1 KiB
 OWN_TOOL = "its own tool"
+PERCENTILES = (10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 _SEPARATOR = " | "
 
 
@@ -56,12 +57,12 @@ class _Contenders(dict[str, Callable[[], dict[str, float]]]):
     def put(self, what: str, system: System, way: str, run: Callable[[], dict[str, float]]) -> None:
         self[_SEPARATOR.join((what, system.name, way))] = run
 
-    def measured(self, rounds: int, warm_rounds: int = 0) -> list[Measured]:
-        found = run_rounds(self, rounds + warm_rounds)
+    def measured(self, rounds: int) -> list[Measured]:
+        found = run_rounds(self, rounds)
         measured = []
         for name, figures in found.items():
             what, system, way = name.split(_SEPARATOR)
-            measured.append(Measured(what, system, way, figures[warm_rounds:]))
+            measured.append(Measured(what, system, way, figures))
         return measured
 
 
@@ -125,7 +126,7 @@ def measure_throughput(classes: list[type[System]], plan: Plan) -> list[Measured
             for way in system.consume_ways:
                 contenders.put("consume 100 B", system, way, partial(_consume, system, way, topic, count))
             _put_own_tools(contenders, system, topic, plan.records)
-        found += contenders.measured(plan.rounds, warm_rounds=1)
+        found += contenders.measured(plan.rounds)
         found += [Measured("memory, after load", system.name, "", [memory_mib(system.pids())]) for system in systems]
     return found
 
@@ -188,7 +189,7 @@ def measure_latency(classes: list[type[System]], plan: Plan) -> list[Measured]:
             contenders.put("acknowledge", system, "", partial(_acknowledge, system, plan.tries))
         for system in systems:
             contenders.put("end to end", system, "", partial(_end_to_end, system, plan))
-        return contenders.measured(plan.rounds, warm_rounds=1)
+        return contenders.measured(plan.rounds)
 
 
 def _acknowledge(system: System, tries: int) -> dict[str, float]:
@@ -214,10 +215,7 @@ def _end_to_end(system: System, plan: Plan) -> dict[str, float]:
 
 
 def percentiles(spent_us: list[float]) -> dict[str, float]:
-    """The middle, the 99th of a hundred, and the longest."""
+    """Microseconds by percentile; with fewer values than a percentile needs, the longest."""
     spent_us.sort()
-    return {
-        "p50_us": spent_us[len(spent_us) // 2],
-        "p99_us": spent_us[len(spent_us) * 99 // 100],
-        "max_us": spent_us[-1],
-    }
+    last = len(spent_us) - 1
+    return {f"p{percent:g}_us": spent_us[min(last, int(len(spent_us) * percent / 100))] for percent in PERCENTILES}

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from zbroker.load.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = (
-    "produce 100 B, send",
-    "produce 100 B, send_many",
-    "produce 1 KiB, send_many",
-    "consume 100 B, records",
-    "consume 100 B, views",
-    "acknowledge one, p50",
-    "end to end, p99",
-    "start to the first acknowledged record",
-    "memory of all processes, idle",
-    "CPU of a record, all processes, batch path",
+    "produce 100 B, M/s",
+    "produce 1 KiB, MB/s",
+    "consume 100 B, M/s",
+    "acknowledge one, p50, us",
+    "end to end, p99, us",
+    "start to the first acknowledged record, s",
+    "memory of all processes, idle, MiB",
+    "CPU of a record, all processes, batch path, us",
 )
 
 
@@ -31,15 +31,20 @@ def test_the_comparison_runs_and_a_missing_peer_is_reported_with_its_command(tmp
     no_kafka = {**os.environ, "KAFKA_LIBS": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=no_kafka, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert set(told["missing"]) | set(told["systems"]) == {"zbroker", "kafka", "redis", "nats"}
-    assert "kafka" in told["missing"], "its jars cannot be in an empty directory"
-    for name, why in told["missing"].items():
-        assert why["what"], name
-        assert "install" in why["command"], name
-    beside = {(row["what"], row["beside"].partition(" ")[0].strip(",")) for row in told["rows"]}
-    for name in set(told["systems"]) - {"zbroker"}:
-        assert {what for what, peer in beside if peer == name} >= set(MEASURED), name
-    assert {what for what, _ in beside} >= set(MEASURED)
-    for one in told["systems"].values():
-        assert one["settings"]["durability"], "what an acknowledgement means is written down"
+    found = msgspec.json.decode(done.stdout, type=Results)
+    tables = {table.title: table for table in found.tables}
+    side_by_side = tables["All systems: median (lowest to highest round)"]
+    here = set(side_by_side.columns[1:])
+    missing = {str(name): (str(what), str(command)) for name, what, command in tables["Missing systems"].rows}
+    assert "zbroker" in here
+    assert here | set(missing) == {"zbroker", "kafka", "redis", "nats"}
+    assert "kafka" in missing, "its jars cannot be in an empty directory"
+    for name, (what, how) in missing.items():
+        assert what, name
+        assert "install" in how, name
+        assert f"missing: {name}: {what}; install it with: {how}" in done.stderr
+    cells = {str(line[0]): line[1:] for line in side_by_side.rows}
+    for what in MEASURED:
+        assert all(cells[what]), f"{what}: every system that is here has figures"
+    durable = {line[0] for line in tables["Systems and settings"].rows if line[1] == "durability" and line[2]}
+    assert durable == here, "what an acknowledgement means is written down"

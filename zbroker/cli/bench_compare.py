@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 import zbroker
+from zbroker.cli.bench_options import bench_options
 from zbroker.cli.options import Options, pass_options, shared_options
 
 GET = (
@@ -31,9 +32,19 @@ def checkout() -> Path:
 @click.option("--small", is_flag=True, help="Few records: checks that every part runs, says nothing about speed.")
 @click.option("--failover", is_flag=True, help="Kill leaders too: three Kafka nodes, some minutes.")
 @click.option("--disk", type=click.Path(file_okay=False, exists=True), help="Data of all on this disk, not on tmpfs.")
+@bench_options("output")
 @shared_options
 @pass_options
-def compare(options: Options, /, peers: str, rounds: int, small: bool, failover: bool, disk: str | None) -> int:
+def compare(
+    options: Options,
+    /,
+    peers: str,
+    rounds: int,
+    small: bool,
+    failover: bool,
+    disk: str | None,
+    output: Path | None,
+) -> int:
     """Measure zbroker beside Kafka, Redis, NATS and RabbitMQ, which it starts itself.
 
     A peer that is not installed is reported with the command that installs it; `make bench-peers` installs what comes
@@ -44,6 +55,7 @@ def compare(options: Options, /, peers: str, rounds: int, small: bool, failover:
     command += [word for word, is_on in (("--small", small), ("--failover", failover)) if is_on]
     command += ["--json"] if options.is_json else []
     command += ["--disk", str(Path(disk).resolve())] if disk else []
+    command += ["--output", str(output.resolve())] if output else []
     with subprocess.Popen(command, cwd=root) as running:
         try:
             return running.wait()
