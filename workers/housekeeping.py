@@ -49,6 +49,8 @@ class Housekeeping:
         self._settings = settings
         self._batch_bytes_max = batch_bytes_max
         self._settled = SettledTime()
+        # The clock of the start is the one to go by, also when it jumps before the first retention.
+        self._settled.now_ms(clock.wall_ms(), clock.now_ns())
         self._retention_ns = clock.now_ns()
         self._checkpoint_ns = clock.now_ns()
         self._room_ns = clock.now_ns()
