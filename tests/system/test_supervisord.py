@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conditions import wait_until
+from tests.unit.test_configs_supervision import with_replicas
 from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
@@ -23,6 +24,7 @@ from zbroker.shm.board_reader import BoardReader
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "supervisord.conf"
 BIN = Path(sys.executable).parent
 WORKERS = 2
+REPLICAS = 1
 
 
 @pytest.fixture
@@ -36,10 +38,12 @@ def directory() -> Iterator[Path]:
 def supervisord(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     if not (BIN / "supervisord").exists():
         pytest.skip(f"no supervisord beside {sys.executable}: pip install 'zbroker[dev]'")
-    text = SHIPPED.read_text().replace("numprocs=4", f"numprocs={WORKERS}")
+    text = with_replicas(SHIPPED.read_text()).replace("numprocs=2", f"numprocs={REPLICAS}")
+    text = text.replace("numprocs=4", f"numprocs={WORKERS}")
     (directory / "supervisord.conf").write_text(text)
     (directory / "zbroker.toml").write_text(
         f'[broker]\ndata_dir = "{directory}/data"\nrun_dir = "{directory}/run"\n[workers]\ncount = {WORKERS}\n'
+        f"[replicas]\ncount = {REPLICAS}\n"
     )
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     with (directory / "log.txt").open("wb") as log:
@@ -54,9 +58,18 @@ def supervisord(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
 def answers(bootstrap_servers: str) -> bool:
     try:
         with AdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=500) as admin:
-            return len(admin.describe_processes()) == WORKERS
+            return len(admin.describe_processes()) == WORKERS + REPLICAS
     except BrokerError:
         return False
+
+
+def runs_again(boards: Path, name: str, dead_pid: int) -> bool:
+    board = BoardReader.find(boards, name)
+    if board is None:
+        return False
+    pid = board.pid
+    board.close()
+    return pid != dead_pid
 
 
 def test_the_shipped_configuration_runs_survives_a_kill_and_stops(
@@ -65,7 +78,7 @@ def test_the_shipped_configuration_runs_survives_a_kill_and_stops(
     servers = f"ipc://{directory}/run"
     wait_until(lambda: answers(servers), what="all processes registered", timeout_s=40)
     with AdminClient(bootstrap_servers=servers) as admin:
-        admin.create_topics([NewTopic("jobs", WORKERS)])
+        admin.create_topics([NewTopic("jobs", WORKERS, 2)])
         leader = admin.describe_topics(["jobs"])["jobs"].partitions[0]
     assert leader.leader_pid is not None
     assert leader.leader_name is not None
@@ -79,10 +92,8 @@ def test_the_shipped_configuration_runs_survives_a_kill_and_stops(
     ) as consumer:
         values = [record.value for record, _ in zip(consumer, range(40), strict=False)]
     assert sorted(values, key=lambda value: int(value or b"-1")) == [b"%d" % n for n in range(40)]
-    board = BoardReader.find(directory / "run" / "boards", leader.leader_name)
-    assert board is not None
-    assert board.pid != leader.leader_pid, "supervisord brought the worker back"
-    board.close()
+    dead = (leader.leader_name, leader.leader_pid)
+    wait_until(lambda: runs_again(directory / "run" / "boards", *dead), what="supervisord brings the worker back")
     supervisord.terminate()
     assert supervisord.wait(40) == 0
     left = [path.name for path in (directory / "run").rglob("*") if not path.is_dir()]

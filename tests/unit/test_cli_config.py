@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zbroker.cli.main import main
+from zbroker.client.settings import client_settings
 from zbroker.config.load import settings
 from zbroker.config.presets import PRESETS
 from zbroker.config.reference import preset_toml
@@ -53,8 +54,31 @@ def test_explain_says_meaning_type_bounds_and_default(capsys: pytest.CaptureFixt
 def test_explain_without_a_name_explains_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "explain", "--json"]) == 0
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert set(found) == set(settings())
+    assert set(found) == (set(settings()) - {"client.producer", "client.consumer"}) | set(client_settings())
     assert found["logging.level"]["reload"] is True
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ("linger_ms", {"client.producer.linger_ms"}),
+        ("client.consumer.group_id", {"client.consumer.group_id"}),
+        ("retention.ms", {"topics.retention_ms"}),
+        ("acks", {"client.producer.acks"}),
+        ("count", {"workers.count", "replicas.count"}),
+        ("replicas", {name for name in settings() if name.startswith("replicas.")}),
+    ],
+)
+def test_explain_takes_a_setting_of_a_client_a_section_and_the_last_part_of_a_name(
+    asked: str, shown: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "explain", "--json", asked]) == 0
+    assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} == shown
+
+
+def test_explain_names_the_nearest_last_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "explain", "linger"]) == 2
+    assert "did you mean 'linger_ms'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["show", "explain"])

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zbroker.client.settings import ConnectionSettings, ConsumerSettings, ProducerSettings, read_settings
+from zbroker.client.settings import (
+    ConnectionSettings,
+    ConsumerSettings,
+    ProducerSettings,
+    client_settings,
+    read_settings,
+)
+from zbroker.config.load import load
+from zbroker.config.reference import client_toml
 from zbroker.errors import ConfigError
 
 
@@ -75,3 +84,17 @@ def test_none_as_a_keyword_is_the_default() -> None:
 
 def test_group_settings_that_are_none_are_passed_over() -> None:
     assert read_settings(ConsumerSettings, {"group.id": None}, {}).max_poll_records == 500
+
+
+def test_the_file_of_client_settings_is_their_defaults_and_says_what_each_means() -> None:
+    path = Path(__file__).resolve().parents[2] / "configs" / "client.toml"
+    known = client_settings()
+    assert path.read_text() == client_toml(known), (
+        "write it anew: python -c 'from zbroker.config.reference import *; "
+        'from zbroker.client.settings import *; print(client_toml(client_settings()), end="")\''
+    )
+    assert [name for name, one in known.items() if not one.text] == []
+    read = load(path, environment={}).config.client
+    for kind, section in ((ProducerSettings, read.producer), (ConsumerSettings, read.consumer)):
+        groupless = {name: value for name, value in section.items() if name != "partition_assignment_strategy"}
+        assert read_settings(kind, groupless, {}) == read_settings(kind, None, {})

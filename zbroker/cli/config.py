@@ -10,7 +10,7 @@ import click
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import Cell, print_json, print_table
 from zbroker.cli.topic_names import complete_topics
-from zbroker.config.load import check_name, load, settings
+from zbroker.config.load import Setting, check_name, load, settings
 from zbroker.config.paths import paths_for
 from zbroker.config.schema import RELOADABLE, ServerConfig
 
@@ -64,10 +64,11 @@ def _text(value: object) -> str:
 @shared_options
 @pass_options
 def explain(options: Options, names: tuple[str, ...]) -> None:
-    """Say what settings mean, their type, bounds and default. Without NAME: all."""
-    for name in names:
-        check_name(name, "config explain")
-    chosen = [entry for entry in settings().values() if not names or entry.name in names]
+    """Say what settings mean, their type, bounds and default. Without NAME: all.
+
+    NAME is one setting, a section such as topics or client.producer, or the last part of a name.
+    """
+    chosen = _chosen(names)
     if options.is_json:
         keys = ("name", "type", "default", "text")
         print_json([{**dict(zip(keys, entry, strict=True)), "reload": entry.name in RELOADABLE} for entry in chosen])
@@ -76,6 +77,21 @@ def explain(options: Options, names: tuple[str, ...]) -> None:
         click.echo(f"{entry.name} = {_text(entry.default)}")
         reload = "; kill -HUP applies it" if entry.name in RELOADABLE else ""
         click.echo(f"    {entry.text}\n    {entry.type}{reload}")
+
+
+def _chosen(names: tuple[str, ...]) -> list[Setting]:
+    """The settings that are meant, of the server and of clients, in the order of the schema."""
+    from zbroker.client.settings import CLIENTS, client_settings
+
+    known = {name: one for name, one in settings().items() if name not in CLIENTS} | client_settings()
+    meant: set[str] = set()
+    for name in names or known:
+        found = {name} & known.keys() or {one for one in known if one.startswith(f"{name}.")}
+        found = found or {one for one in known if one.rpartition(".")[2] == name.replace(".", "_")}
+        if not found:
+            check_name(name, "config explain", [*known, *(one.rpartition(".")[2] for one in known)])
+        meant |= found
+    return [one for one in known.values() if one.name in meant]
 
 
 @config.command()

@@ -10,17 +10,16 @@ import difflib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
+from zbroker.config.load import Setting, described
+from zbroker.config.schema import doc
 from zbroker.errors import ConfigError
 
 TIME_MS_MAX = 2**31 - 1  # Kafka's, and what a request's header holds
-Milliseconds = Annotated[int, Meta(ge=0, le=TIME_MS_MAX)]
-PositiveMs = Annotated[int, Meta(ge=1, le=TIME_MS_MAX)]
-Positive = Annotated[int, Meta(ge=1)]
 
 ACKS = {"0": 0, "1": 1, "-1": -1, "all": -1, "fsync": 2}
 IDEMPOTENT_IN_FLIGHT_MAX = 5  # the batches of a producer that a leader remembers
@@ -30,34 +29,69 @@ PARTITIONERS = ("mmh3", "murmur2_random", "round_robin", "sticky")
 class ConnectionSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     """What every client has."""
 
-    bootstrap_servers: str | Sequence[str] | None = None
-    client_id: str = ""
-    request_timeout_ms: PositiveMs = 30_000
-    retry_backoff_ms: Milliseconds = 100
-    metadata_max_age_ms: PositiveMs = 300_000
-    transport: Literal["auto", "shm", "zmq"] = "auto"
+    bootstrap_servers: Annotated[
+        str | Sequence[str] | None,
+        doc("ipc://RUN_DIR or tcp://127.0.0.1:PORT; not set: ZBROKER_BOOTSTRAP_SERVERS, or the one of a bare serve"),
+    ] = None
+    client_id: Annotated[str, doc("a name of your choice, shown in logs")] = ""
+    request_timeout_ms: Annotated[
+        int, doc("how long an answer may take before the request is sent again", ge=1, le=TIME_MS_MAX)
+    ] = 30_000
+    retry_backoff_ms: Annotated[int, doc("longest pause before a retry; the first is 1 ms", ge=0, le=TIME_MS_MAX)] = 100
+    metadata_max_age_ms: Annotated[
+        int, doc("how old knowledge of topics and leaders may get", ge=1, le=TIME_MS_MAX)
+    ] = 300_000
+    transport: Annotated[
+        Literal["auto", "shm", "zmq"],
+        doc("auto: shared memory where it can be had, else messages; shm: nothing else; zmq: messages only"),
+    ] = "auto"
 
 
 class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=True):
     """Settings of a Producer. zbroker's own defaults: linger_ms 0, batch_size 64 KiB, partitioner mmh3."""
 
-    acks: int | str = "all"
-    enable_idempotence: bool = True
-    transactional_id: str | None = None
-    retries: Annotated[int, Meta(ge=0)] = 2**31 - 1
-    delivery_timeout_ms: PositiveMs = 120_000
-    linger_ms: Annotated[float, Meta(ge=0, le=TIME_MS_MAX)] = 0.0
-    batch_size: Annotated[int, Meta(ge=1, le=16 << 20)] = 65_536
-    buffer_memory: Annotated[int, Meta(ge=65_536)] = 33_554_432
-    max_block_ms: Milliseconds = 60_000
-    max_request_size: Annotated[int, Meta(ge=1024, le=16 << 20)] = 1_048_576
-    max_in_flight_requests_per_connection: Annotated[int, Meta(ge=1, le=1000)] = 5
-    compression_type: Literal["none", "lz4", "zstd", "gzip"] = "none"
-    compression_level: int | None = None
-    partitioner: Any = "mmh3"
-    key_serializer: Callable[[Any], bytes] | None = None
-    value_serializer: Callable[[Any], bytes] | None = None
-    on_delivery: Callable[..., None] | None = None
+    acks: Annotated[
+        int | str,
+        doc("who has what is acknowledged; 0: nobody is asked, 1: the leader, all: each copy in sync, fsync: disks"),
+    ] = "all"
+    enable_idempotence: Annotated[
+        bool, doc("a batch that is sent again is stored once, and batches keep their order")
+    ] = True
+    transactional_id: Annotated[
+        str | None, doc("a name that one producer has at a time: a newer one fences the older")
+    ] = None
+    retries: Annotated[int, doc("how often a batch is sent again, within delivery_timeout_ms", ge=0)] = 2**31 - 1
+    delivery_timeout_ms: Annotated[
+        int, doc("a record that was not acknowledged by then has failed", ge=1, le=TIME_MS_MAX)
+    ] = 120_000
+    linger_ms: Annotated[
+        float, doc("how long a batch that is not full waits for more records", ge=0, le=TIME_MS_MAX)
+    ] = 0.0
+    batch_size: Annotated[int, doc("bytes of a batch, for each partition", ge=1, le=16 << 20)] = 65_536
+    buffer_memory: Annotated[
+        int, doc("bytes of all that is not acknowledged; send() waits when it is full", ge=65_536)
+    ] = 33_554_432
+    max_block_ms: Annotated[
+        int, doc("how long send() waits for memory or for a first topic's metadata", ge=0, le=TIME_MS_MAX)
+    ] = 60_000
+    max_request_size: Annotated[int, doc("bytes of the largest record or batch that is sent", ge=1024, le=16 << 20)] = (
+        1_048_576
+    )
+    max_in_flight_requests_per_connection: Annotated[
+        int, doc("batches of one partition that wait for their acknowledgement at once", ge=1, le=1000)
+    ] = 5
+    compression_type: Annotated[
+        Literal["none", "lz4", "zstd", "gzip"], doc("batches are packed with it, and stored so")
+    ] = "none"
+    compression_level: Annotated[int | None, doc("of the compression; not set: its own default")] = None
+    partitioner: Annotated[
+        Any, doc("mmh3, murmur2_random (as Kafka), round_robin, sticky, or a callable(key, partition_count)")
+    ] = "mmh3"
+    key_serializer: Annotated[Callable[[Any], bytes] | None, doc("makes bytes of a key")] = None
+    value_serializer: Annotated[Callable[[Any], bytes] | None, doc("makes bytes of a value")] = None
+    on_delivery: Annotated[
+        Callable[..., None] | None, doc("called with (metadata, error), one of them None, when a record is done")
+    ] = None
 
 
 class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=True):
@@ -69,28 +103,55 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     "read_durable" holds back what has not been synced yet (see `Consumer`).
     """
 
-    group_id: str | None = None
-    group_instance_id: str | None = None
-    partition_assignment_strategy: Any = ("sticky",)
-    enable_auto_commit: bool = True
-    auto_commit_interval_ms: Milliseconds = 5_000
-    session_timeout_ms: PositiveMs = 45_000
-    heartbeat_interval_ms: PositiveMs = 3_000
-    max_poll_interval_ms: PositiveMs = 300_000
-    auto_offset_reset: Literal["earliest", "latest", "none"] = "latest"
-    max_poll_records: Positive = 500
-    max_records_per_s: Annotated[float, Meta(gt=0)] | None = None
-    fetch_min_bytes: Positive = 1
-    fetch_max_bytes: Annotated[int, Meta(ge=1024)] = 52_428_800
-    fetch_max_wait_ms: Milliseconds = 500
-    max_partition_fetch_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
-    check_crcs: bool = True
-    isolation_level: Literal["read_uncommitted", "read_durable"] = "read_uncommitted"
-    consumer_timeout_ms: int | None = None
-    key_deserializer: Callable[[bytes], Any] | None = None
-    value_deserializer: Callable[[bytes], Any] | None = None
+    group_id: Annotated[str | None, doc("the consumer group; not set: every partition, and nothing is committed")] = (
+        None
+    )
+    group_instance_id: Annotated[str | None, doc("a name that stays over restarts: its partitions wait for it")] = None
+    partition_assignment_strategy: Annotated[
+        Any, doc("sticky, range, roundrobin, single-active, a callable, or a list of them, the most wanted first")
+    ] = ("sticky",)
+    enable_auto_commit: Annotated[
+        bool, doc("commit what was given out, every auto_commit_interval_ms and at close()")
+    ] = True
+    auto_commit_interval_ms: Annotated[int, doc("time between two such commits", ge=0, le=TIME_MS_MAX)] = 5_000
+    session_timeout_ms: Annotated[
+        int,
+        doc(
+            "a member that was not heard for so long has left; the death of its process is seen at once",
+            ge=1,
+            le=TIME_MS_MAX,
+        ),
+    ] = 45_000
+    heartbeat_interval_ms: Annotated[
+        int, doc("how often a member is heard; below session_timeout_ms", ge=1, le=TIME_MS_MAX)
+    ] = 3_000
+    max_poll_interval_ms: Annotated[
+        int, doc("a member that does not poll for so long loses its partitions", ge=1, le=TIME_MS_MAX)
+    ] = 300_000
+    auto_offset_reset: Annotated[
+        Literal["earliest", "latest", "none"],
+        doc("where to begin without a position, or with one that was deleted; none: an error"),
+    ] = "latest"
+    max_poll_records: Annotated[int, doc("records of one poll()", ge=1)] = 500
+    max_records_per_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None, doc("give out no more than so many; not set: no bound")
+    ] = None
+    fetch_min_bytes: Annotated[int, doc("wait for so many bytes, up to fetch_max_wait_ms", ge=1)] = 1
+    fetch_max_bytes: Annotated[int, doc("bytes that are fetched ahead", ge=1024)] = 52_428_800
+    fetch_max_wait_ms: Annotated[int, doc("how long fetch_min_bytes are waited for", ge=0, le=TIME_MS_MAX)] = 500
+    max_partition_fetch_bytes: Annotated[int, doc("bytes of one partition in one look", ge=1024)] = 1_048_576
+    check_crcs: Annotated[bool, doc("check the CRC of every batch")] = True
+    isolation_level: Annotated[
+        Literal["read_uncommitted", "read_durable"], doc("read_durable: records that are on a disk only")
+    ] = "read_uncommitted"
+    consumer_timeout_ms: Annotated[int | None, doc("iterating ends after so long without a record; not set: never")] = (
+        None
+    )
+    key_deserializer: Annotated[Callable[[bytes], Any] | None, doc("makes an object of a key's bytes")] = None
+    value_deserializer: Annotated[Callable[[bytes], Any] | None, doc("makes an object of a value's bytes")] = None
 
 
+CLIENTS: Final[dict[str, type[ConnectionSettings]]] = {"client.producer": ProducerSettings, "client.consumer": ConsumerSettings}
 GROUP_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 GROUP_SETTINGS = frozenset(
     {
@@ -120,6 +181,11 @@ _CALLABLE = frozenset(
 _reading = threading.Lock()  # as in wire.codec: the first use of a struct is for one thread
 
 S = TypeVar("S", bound=ConnectionSettings)
+
+
+def client_settings() -> dict[str, Setting]:
+    """Every setting of the clients by its dotted name in zbroker.toml, such as client.producer.linger_ms."""
+    return {name: one for prefix, kind in CLIENTS.items() for name, one in described(kind, prefix).items()}
 
 
 def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords: Mapping[str, object]) -> S:

@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -49,23 +49,31 @@ def settings() -> dict[str, Setting]:
         section = section_field.type
         if not (isinstance(section, type) and issubclass(section, msgspec.Struct)):
             continue
-        hints = get_type_hints(section, include_extras=True)
-        for entry in msgspec.structs.fields(section):
-            name = f"{section_field.name}.{entry.name}"
-            text = next((m.description for m in get_args(hints[entry.name]) if isinstance(m, msgspec.Meta)), "") or ""
-            default = entry.default_factory() if entry.default is msgspec.NODEFAULT else entry.default
-            found[name] = Setting(name, _type_text(hints[entry.name]), default, text)
+        found |= described(section, section_field.name)
+    return found
+
+
+def described(section: type[msgspec.Struct], prefix: str) -> dict[str, Setting]:
+    """The settings of one section by their dotted names."""
+    found: dict[str, Setting] = {}
+    hints = get_type_hints(section, include_extras=True)
+    for entry in msgspec.structs.fields(section):
+        name = f"{prefix}.{entry.name}"
+        text = next((m.description for m in get_args(hints[entry.name]) if isinstance(m, msgspec.Meta)), "") or ""
+        default = entry.default_factory() if entry.default is msgspec.NODEFAULT else entry.default
+        found[name] = Setting(name, _type_text(hints[entry.name]), default, text)
     return found
 
 
 def _type_text(hint: Any) -> str:
     bounds = [m for m in get_args(hint) if isinstance(m, msgspec.Meta)]
     inner = get_args(hint)[0] if bounds else hint
-    text = getattr(inner, "__name__", None) or re.sub(r"typing\.|zbroker\.\S+\.", "", str(inner))
-    if text in ("Literal", "Union", "Annotated", "UnionType"):
+    text = getattr(inner, "__name__", None) or re.sub(r"typing\.|collections\.abc\.|zbroker\.\S+\.", "", str(inner))
+    if text in ("Literal", "Union", "Optional", "Annotated", "UnionType"):
         parts = [part for part in get_args(inner) if not isinstance(part, msgspec.Meta)]
         text = " | ".join(repr(part) if isinstance(part, str | int) else _type_text(part) for part in parts)
-    low = next((m.ge for m in bounds if m.ge is not None), None)
+        text = text.replace("NoneType", "None")
+    low = next((m.ge if m.ge is not None else f">{m.gt}" for m in bounds if m.ge is not None or m.gt is not None), None)
     high = next((m.le for m in bounds if m.le is not None), None)
     if low is not None or high is not None:
         text += f" {low if low is not None else ''}..{high if high is not None else ''}"
@@ -130,9 +138,9 @@ def _set(tree: dict[str, Any], name: str, text: str, origins: dict[str, str], or
     origins[name] = origin
 
 
-def check_name(name: str, origin: str) -> None:
-    """Raise ConfigError, with the nearest known name, unless `name` is a setting."""
-    known = settings()
+def check_name(name: str, origin: str, known: Collection[str] | None = None) -> None:
+    """Raise ConfigError, with the nearest known name, unless `name` is a setting: of the server, or of `known`."""
+    known = settings() if known is None else known
     if name not in known:
         close = _suggest(name, known)
         raise ConfigError(f"{origin}: unknown setting {name!r}{close}; zbroker config explain lists them")

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from zbroker.config.load import settings
+from zbroker.config.load import Setting, settings
 from zbroker.config.presets import PRESETS
 from zbroker.config.schema import RELOADABLE
 
@@ -20,6 +20,11 @@ _REFERENCE_HEAD = """\
 #   zbroker serve -c zbroker.toml
 # The environment (ZBROKER__WORKERS__COUNT=8) wins over the file, the command line (-C workers.count=8) over both.
 # A duration may be written '10s', a size '64KiB'. "reload": kill -HUP applies it to running processes.
+"""
+_CLIENT_HEAD = """\
+# Every setting of Producer(...) and Consumer(...) with its default: keywords in Python, -C name=value on the command
+# line, or these tables in zbroker.toml. Kafka's dotted names ("linger.ms") are taken as well. Objects such as
+# serializers can be given in Python only.
 """
 _PRESET_HEADS = {
     "dev": "For a laptop: one worker, small segments, a day of records, every log line.",
@@ -37,18 +42,38 @@ def reference_toml() -> str:
     for entry in settings().values():
         if entry.name.startswith("client."):
             continue
-        head, key = entry.name.split(".", 1)
+        head = entry.name.partition(".")[0]
         if head != section:
             section = head
             lines.append(f"\n[{section}]")
-        remark = f"{entry.text} ({entry.type}{'; reload' if entry.name in RELOADABLE else ''})"
-        lines.extend(textwrap.wrap(remark, _WIDTH, initial_indent="# ", subsequent_indent="#   "))
-        lines.append(f"{key} = {_toml_value(entry.default)}")
+        lines.extend(_entry(entry))
     lines.append("\n# Further disks for copies; new copies go to the directory with the fewest.\n# [[data_dirs]]")
     lines.append('# path = "/mnt/second/zbroker"')
-    lines.append("\n# Defaults of clients that read this file: the names of Producer(...) and Consumer(...).")
+    lines.append(
+        "\n# Defaults of clients that read this file: the names of Producer(...) and Consumer(...), see client.toml."
+    )
     lines.append("[client.producer]\n\n[client.consumer]\n")
     return "\n".join(lines)
+
+
+def client_toml(clients: Mapping[str, Setting]) -> str:
+    """The text of configs/client.toml: what clients may be told, as their own module describes it."""
+    lines = [_CLIENT_HEAD]
+    section = ""
+    for entry in clients.values():
+        head = entry.name.rpartition(".")[0]
+        if head != section:
+            section = head
+            lines.append(f"\n[{section}]")
+        lines.extend(_entry(entry))
+    return "\n".join(lines) + "\n"
+
+
+def _entry(entry: Setting) -> list[str]:
+    key = entry.name.rpartition(".")[2]
+    remark = f"{entry.text} ({entry.type}{'; reload' if entry.name in RELOADABLE else ''})"
+    lines = textwrap.wrap(remark, _WIDTH, initial_indent="# ", subsequent_indent="#   ")
+    return [*lines, f"# {key} is not set" if entry.default is None else f"{key} = {_toml_value(entry.default)}"]
 
 
 def preset_toml(name: str) -> str:
@@ -72,5 +97,7 @@ def _toml_value(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
     assert isinstance(value, str), f"no setting has a value like {value!r}"
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
