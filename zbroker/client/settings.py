@@ -151,7 +151,10 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     value_deserializer: Annotated[Callable[[bytes], Any] | None, doc("makes an object of a value's bytes")] = None
 
 
-CLIENTS: Final[dict[str, type[ConnectionSettings]]] = {"client.producer": ProducerSettings, "client.consumer": ConsumerSettings}
+CLIENTS: Final[dict[str, type[ConnectionSettings]]] = {
+    "client.producer": ProducerSettings,
+    "client.consumer": ConsumerSettings,
+}
 GROUP_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 GROUP_SETTINGS = frozenset(
     {
