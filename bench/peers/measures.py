@@ -28,6 +28,7 @@ SIZE_BYTES = 100
 LARGE_BYTES = 1024
 LARGE_SHARE = 5  # so many times fewer records of 1 KiB
 OWN_TOOL = "its own tool"
+DEFAULTS = "its defaults"  # how the way of a peer ends that is measured untuned too
 PERCENTILES = (10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 _SEPARATOR = " | "
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bench.harness import Row, row, spread_of
-from bench.peers.measures import OWN_TOOL, PERCENTILES, Measured
+from bench.peers.measures import DEFAULTS, OWN_TOOL, PERCENTILES, Measured
 from zbroker.load.results import Cell, Plot, Series, Table
 
 
@@ -104,6 +104,7 @@ def _opponents(peers: list[_Side], wanted: _Wanted) -> list[tuple[str, _Side]]:
         elif ways:
             chosen = ways[0] if wanted.per_record else pick(ways, key=lambda side: side.value)
             (found if system == "kafka" or system in wanted.targets else others).append((system, chosen))
+            found += [(f"{system} untuned", side) for side in ways if side.way.endswith(DEFAULTS) and side != chosen]
         found += [
             (f"{system}'s Java tool", side._replace(way=""))
             for side in peers

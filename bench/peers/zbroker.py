@@ -1,7 +1,7 @@
 """zbroker itself, with one worker and default settings but for what is said here.
 
 Settings and their reasons. acks=all with one copy, which is the page cache; for each record `send` and the bound
-`sender()`, as a batch `send_many` with lists of 10,000; consumed by `poll` of 10,000 as records, and by `batches()` as
+`sender()`, as a batch `send_many` with lists of 5,000; consumed by `poll` of 10,000 as records, and by `batches()` as
 views into the mapped log. Its CRCs are checked by the consumer.
 """
 
@@ -20,7 +20,8 @@ from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
 from zbroker.testing import Broker
 
-CHUNK_RECORDS = 10_000
+LIST_RECORDS = 5_000
+POLL_RECORDS = 10_000
 
 
 class Zbroker(System):
@@ -32,7 +33,7 @@ class Zbroker(System):
     settings: ClassVar[dict[str, str]] = {
         "broker": "defaults, one worker, one copy",
         "durability": "acks=all, page cache, no fsync",
-        "producer": "defaults; lists of 10,000 for send_many; latency: send and result",
+        "producer": "defaults; lists of 5,000 for send_many; latency: send and result",
         "consumer": "max_poll_records=10000; CRCs are checked",
     }
 
@@ -66,7 +67,7 @@ class Zbroker(System):
     def produce(self, way: str, topic: str, values: list[bytes], span: Span) -> None:
         with Producer(bootstrap_servers=self.address) as producer:
             producer.send(topic, b"warm").result(10)
-            send, emit, lists = producer.send, producer.sender(topic), list(chunks(values, CHUNK_RECORDS))
+            send, emit, lists = producer.send, producer.sender(topic), list(chunks(values, LIST_RECORDS))
             with span:
                 if way == "send":
                     for value in values:
@@ -88,7 +89,7 @@ class Zbroker(System):
 
     def consume(self, way: str, topic: str, count: int, span: Span) -> None:
         with Consumer(
-            {"auto_offset_reset": "earliest", "max_poll_records": CHUNK_RECORDS}, bootstrap_servers=self.address
+            {"auto_offset_reset": "earliest", "max_poll_records": POLL_RECORDS}, bootstrap_servers=self.address
         ) as consumer:
             consumer.assign([(topic, 0)])
             consumer.position((topic, 0))
