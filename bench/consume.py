@@ -34,10 +34,11 @@ class _Waits:
         self._wait = consumer._fetcher.wait
         consumer._fetcher.wait = self._timed  # type: ignore[method-assign]  # the one place that knows of sleeping
 
-    def _timed(self, timeout_ms: float) -> None:
+    def _timed(self, timeout_ms: float) -> bool:
         started_s = time.thread_time()
-        self._wait(timeout_ms)
+        has_news = self._wait(timeout_ms)
         self.spent_s += time.thread_time() - started_s
+        return has_news
 
 
 def read(world: World, topic: str, how: str) -> dict[str, float]:

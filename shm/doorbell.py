@@ -7,6 +7,17 @@ the ringer sees odd and writes to the pipe, and the bytes stay there until the s
 for each odd value. It never clears the flag: were it to die between clearing and ringing, the sleeper would sleep on,
 and no other ringer would know. A sleeper blocks at most `SLEEP_MS_MAX`: what this argument overlooks is a delay.
 
+WHEN THE PIPE IS READ. Any time between two sleeps will do, so it is done when nobody waits: after the work that the
+ring was for, and before the next odd value is stored. A ring for that value comes after it and is kept; one for an
+older value that comes late only ends a sleep too early.
+
+RINGING AHEAD. A ringer may ring before it has stored anything, so that the sleeper wakes while the message is made:
+what a wake-up takes and what making it takes then pass at the same time. To the argument above it is a ring too early:
+the sleeper finds nothing, watches for a moment (`spin`), and before it blocks again stores the next odd value, FENCE,
+and looks at every ring. The ringer stores its head and rings as ever. It may still load the odd value for which it
+rang ahead, and be silent: then the sleeper had not stored the even one yet, and its look after its next FENCE, at the
+latest, sees the head.
+
 The bytes in the pipe name the lanes, 4 bytes each; such a write is atomic. They are hints from processes that need not
 be friendly: `drain` gives `ALL_LANES` whenever they may be incomplete (the pipe was full, or holds part of a number).
 """
@@ -29,11 +40,12 @@ _SLACK_BYTES = 4096  # The kernel counts a pipe's room in pages: nearly full may
 class Doorbell:
     """A process's own pipe. The write end stays open here too: without it, the last ringer's exit makes poll spin."""
 
-    __slots__ = ("_capacity_bytes", "_read_fd", "write_fd")
+    __slots__ = ("_capacity_bytes", "_has_rung", "_read_fd", "write_fd")
 
     def __init__(self) -> None:
         self._read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._capacity_bytes = fcntl.fcntl(self._read_fd, fcntl.F_GETPIPE_SZ)
+        self._has_rung = False
 
     def fileno(self) -> int:
         """The descriptor to poll for reading."""
@@ -53,6 +65,26 @@ class Doorbell:
         if whole != len(data) or len(data) + _SLACK_BYTES >= self._capacity_bytes:
             lanes.add(ALL_LANES)
         return lanes
+
+    @property
+    def has_rung(self) -> bool:
+        """Whether it rang since `forget_rings`."""
+        return self._has_rung
+
+    def note_ring(self) -> None:
+        """The pipe was found readable: `forget_rings` has something to read."""
+        self._has_rung = True
+
+    def forget_rings(self) -> None:
+        """Empty the pipe if it was found readable, for a sleeper that looks at every lane anyway."""
+        if not self._has_rung:
+            return
+        self._has_rung = False
+        try:
+            if len(os.read(self._read_fd, _FIRST_READ_BYTES)) == _FIRST_READ_BYTES:
+                os.read(self._read_fd, self._capacity_bytes)
+        except BlockingIOError:
+            pass  # Empty: at once, or after exactly the first part.
 
     def close(self) -> None:
         """Close both ends. Ringers that are left get EPIPE, which `Bell` takes as silence."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from zbroker.clock import Clock
@@ -16,6 +16,7 @@ from zbroker.wire.messages import Message
 from zbroker.workers.disk_thread import DiskThread, IoClock
 from zbroker.workers.leaders_files import ReadBuffer
 from zbroker.workers.logs import OncePerMinute
+from zbroker.workers.request import Route
 
 if TYPE_CHECKING:
     from zbroker.workers.leader import Leader
@@ -71,6 +72,7 @@ class Host(NamedTuple):
     subscriptions: Subscriptions
     ask_coordinator: Callable[[Message, OnAnswer], None]
     wake: Callable[[Sequence[int]], None]
+    rouse: Callable[[Collection[int], Route | None], None]
     message_max_bytes: int
     records_max: int
     lag_max_ms: int

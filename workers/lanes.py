@@ -121,6 +121,11 @@ class ServedLane:
         if not self.is_visited:
             self.ring()
 
+    def rouse(self) -> None:
+        """Wake the client ahead of the answer, if it sleeps: see "ringing ahead" in `doorbell`."""
+        if self.is_open and not self.is_mute:
+            self._bell.ring_if_asleep()
+
     def ring(self) -> None:
         """Wake the client if it sleeps and a reply was written since the last ring."""
         if self._needs_bell:
@@ -199,7 +204,7 @@ class Lanes:
         self.served: dict[int, ServedLane] = {}
         self.doorbell = Doorbell()
         self._listener = LaneListener(socket_path, self.doorbell.write_fd, incarnation)
-        loop.add_reader(self.doorbell.fileno(), self._drain_doorbell)
+        loop.add_reader(self.doorbell.fileno(), self.doorbell.note_ring)
         loop.add_reader(self._listener.fileno(), self._accept)
         loop.call_every(CLEAR_INTERVAL_MS, self.clear)
 
@@ -304,10 +309,6 @@ class Lanes:
         if served.broken is not None:
             self._note(served, served.broken)
             self._drop(served)
-
-    def _drain_doorbell(self) -> None:
-        # Which lanes rang is of no use here: every turn of the loop looks at all of them.
-        self.doorbell.drain()
 
     def _accept(self) -> None:
         for opened in self._listener.accept(self._clock.now_ns()):

@@ -45,6 +45,7 @@ from zbroker.workers.producer_state import ProducerState
 from zbroker.workers.refusals import Refusals
 from zbroker.workers.request import ANY_OFFSET, Request
 
+_SOON_BYTES: Final = 4_096  # appended before a sleeper has woken up
 _NOT_FROM_CLIENTS: Final = CONTROL | TRANSACTIONAL
 
 
@@ -156,8 +157,9 @@ class Leader(OpenCopy):
 
     def produce(self, request: Request) -> None:
         """Take a PRODUCE request: answer it, or see to it that it will be. The batch is checked on our own copy."""
-        header = request.header
-        body = request.body
+        header, body = request.header, request.body
+        if self._core.progress is None and body and len(body[0]) <= _SOON_BYTES:
+            self._host.rouse(self._core.waits, request.route if header.acks in (1, -1) else None)
         try:
             if len(body) != 1:
                 request.take_options()

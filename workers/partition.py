@@ -81,6 +81,9 @@ class SocketRoute:
         """Send through the router."""
         self._link.send((self._return_address, *frames))
 
+    def rouse(self) -> None:
+        """See Route: nothing can ring at the other end of a socket."""
+
 
 class Worker:
     """See the module."""
@@ -92,7 +95,8 @@ class Worker:
         self.board: BoardWriter = role.make_board(limits.partitions_per_process_max)
         io_clock = IoClock(role.clock, self.board.io_begin, self.board.io_end)
         self._disk = DiskThread(role.loop, io_clock, "disk")
-        self._waits = Waits()
+        core_count = len(os.sched_getaffinity(0))
+        self._waits = Waits(rouse_max=core_count - 1)
         self._counts = Counts()
         message_max_bytes = max(limits.message_max_bytes, ENTRY_BYTES_MAX)
         self._streams = Streams(
@@ -132,7 +136,8 @@ class Worker:
             handle=self.handle,
             forget=self._forget_lane,
         )
-        self._spin = Spin(role.config.workers.spin_us, len(os.sched_getaffinity(0)), self._lanes)
+        self._spin = Spin(role.config.workers.spin_us, core_count, self._lanes)
+        self._is_awaiting = True  # no request was taken since the last sleep
         self._sleeper = self.board.sleeper()
         role.loop.before_sleep = self._before_sleep
         role.loop.after_sleep = self._sleeper.awake
@@ -186,6 +191,7 @@ class Worker:
             subscriptions=self._subscriptions,
             ask_coordinator=self._ask_coordinator,
             wake=self._waits.wake,
+            rouse=self._waits.rouse,
             message_max_bytes=limits.message_max_bytes,
             records_max=limits.records_per_batch_max,
             lag_max_ms=role.config.replicas.lag_max_ms,
@@ -200,8 +206,8 @@ class Worker:
         role.set_running()
         next_turn_ns = 0
         while not role.is_stopping and self._replaced_by is None:
-            work = lanes.visit()
-            if work:
+            if lanes.visit():
+                self._is_awaiting = False
                 self._send_streams()
                 self._spin.note_work()
                 now_ns = self._clock.now_ns()
@@ -210,11 +216,12 @@ class Worker:
                 next_turn_ns = now_ns + TURN_INTERVAL_NS
                 self._counts.publish(self.board)
                 role.turn(0)
+                self._end_turn()
             else:
+                self._end_turn()
                 role.turn(self._sleep_ms())
-            self._send_streams()
-            if len(self._waits):
-                self._waits.expire(self._clock.now_ns())
+                # The sockets and descriptors were looked at just now: what woke this process has the first turn.
+                next_turn_ns = self._clock.now_ns() + TURN_INTERVAL_NS
         if self._replaced_by is not None:
             raise self._replaced_by
 
@@ -238,8 +245,14 @@ class Worker:
                     return
                 role.turn(BACKLOG_MS)
 
+    def _end_turn(self) -> None:
+        """What must not wait for a sleep to end: news for other copies, and the waits whose time is over."""
+        self._send_streams()
+        if len(self._waits):
+            self._waits.expire(self._clock.now_ns())
+
     def _send_streams(self) -> None:
-        """The end of a turn: what leaders have for followers, and followers for leaders."""
+        """What leaders have for followers, and followers for leaders."""
         if self._streams.has_work:
             self._streams.flush()
         if self._subscriptions.ready:
@@ -339,9 +352,12 @@ class Worker:
         return min(float(IDLE_MS), max(0.05, (deadline_ns - self._clock.now_ns()) / NS_PER_MS))
 
     def _before_sleep(self) -> bool:
-        if self._spin.until_input():
+        is_announced = self._is_awaiting and self._lanes.doorbell.has_rung
+        self._is_awaiting = True
+        if self._spin.until_input(is_announced=is_announced):
             return False
         self._counts.publish(self.board)
+        self._lanes.doorbell.forget_rings()  # which lanes rang is of no use: all are looked at
         self._sleeper.prepare()
         return not self._lanes.has_input()
 

@@ -75,6 +75,8 @@ class ProducerState:
     def save(self) -> None:
         """Write the snapshot if there is something new to tell. A full disk keeps the older one, which stays true."""
         sequences, log_end = self.sequences, self._log.log_end
+        if log_end == 0:
+            return  # Nothing was ever appended: there is nothing to tell, and a thousand new partitions write no file.
         is_new = sequences.version != self._saved_version or (len(sequences) == 0 and log_end != self._saved_offset)
         if not is_new:
             return

@@ -24,6 +24,9 @@ class Route(Protocol):
     def send(self, frames: Sequence[Frame]) -> None:
         """Send [header, body...]."""
 
+    def rouse(self) -> None:
+        """Wake who asked, ahead of an answer that comes at once, if it sleeps and can be woken."""
+
 
 class Request:
     """A decoded header, the frames after it, and the way back. Answered at most once.

@@ -136,7 +136,7 @@ class Serving:
             request.reply()
 
         deadline_ns = self._deadline_ns(request.header.timeout_ms)
-        self._wait_of[route] = self._waits.open(watched, deadline_ns, wake, end)
+        self._wait_of[route] = self._waits.open(watched, deadline_ns, wake, end, route)
 
     def forget(self, route: Route) -> None:
         """End the wait of a lane without an answer: its client left, or asked for another."""

@@ -33,8 +33,11 @@ class Spin:
         self._spin = SpinWatch(spin_us, core_count)
         self.note_work = self._spin.note_work
 
-    def until_input(self) -> bool:
-        """Watch for at most the spin time, if that may pay. Returns whether a request came."""
+    def until_input(self, *, is_announced: bool = False) -> bool:
+        """Watch for at most the spin time, if that may pay, or a moment for what was announced by a ring. Returns
+        whether a request came."""
+        if is_announced:
+            return self._spin.watch_for_announced(self._lanes.has_input)
         if not 0 < self._lanes.busy_count(time.monotonic_ns() - RECENT_NS) < self._core_count:
             return False
         return self._spin.watch(self._lanes.has_input)

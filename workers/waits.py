@@ -8,13 +8,14 @@ it is not led here any more. Its order among others is that of the partition's w
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from zbroker.core import partition_events as ev
 from zbroker.core.partition import State
 from zbroker.errors import PolicyViolationError
 from zbroker.workers.leader import Leader
+from zbroker.workers.request import Route
 
 WAITS_MAX: Final = 65_536
 PARTITIONS_MAX: Final = 10_000
@@ -26,21 +27,29 @@ Watched = list[tuple[Leader, int]]
 class Wait:
     """One open wait. `on_wake(wait)` is asked when something passed: True ends the wait, False goes on with it."""
 
-    __slots__ = ("number", "on_end", "on_wake", "watched")
+    __slots__ = ("number", "on_end", "on_wake", "route", "watched")
 
     def __init__(
-        self, number: int, watched: Watched, on_wake: Callable[[Wait], bool], on_end: Callable[[Wait], None]
+        self,
+        number: int,
+        watched: Watched,
+        on_wake: Callable[[Wait], bool],
+        on_end: Callable[[Wait], None],
+        route: Route | None,
     ) -> None:
         self.number = number
         self.watched = watched
         self.on_wake = on_wake
         self.on_end = on_end
+        self.route = route
 
 
 class Waits:
     """All open waits of a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, rouse_max: int = 0) -> None:
+        """`rouse_max`: how many may run beside this process, each on a core of its own."""
+        self._rouse_max = rouse_max
         self._open: dict[int, Wait] = {}
         self._deadlines: list[tuple[int, int]] = []
         self._next_number = 1
@@ -59,17 +68,18 @@ class Waits:
         deadline_ns: int,
         on_wake: Callable[[Wait], bool],
         on_end: Callable[[Wait], None],
+        route: Route | None = None,
     ) -> int:
         """Wait until one of `watched` has its high watermark above the offset beside it. Returns the wait's number.
 
         `on_wake` may be called before this returns. `on_end` is called at the deadline. Raises PolicyViolationError
-        when too many waits are open.
+        when too many waits are open. `route` is the way to who waits, when he can be roused.
         """
         if len(self._open) >= WAITS_MAX or len(watched) > PARTITIONS_MAX:
             raise PolicyViolationError(f"{len(self._open)} waits are open in this process")
         number = self._next_number
         self._next_number += 1
-        wait = self._open[number] = Wait(number, watched, on_wake, on_end)
+        wait = self._open[number] = Wait(number, watched, on_wake, on_end, route)
         heapq.heappush(self._deadlines, (deadline_ns, number))
         self._watch(wait)
         return number
@@ -85,6 +95,18 @@ class Waits:
             else:
                 wait.watched = [(leader, max(offset, leader.high_watermark)) for leader, offset in wait.watched]
                 self._watch(wait)
+
+    def rouse(self, numbers: Collection[int], asker: Route | None) -> None:
+        """A batch of one partition is about to be appended: wake who waits for it (`numbers`), or without any `asker`,
+        who waits for the answer, so that they wake up meanwhile. Nobody where they would have to share cores."""
+        if len(numbers) > self._rouse_max:
+            return
+        for number in numbers:
+            wait = self._open.get(number)
+            if wait is not None and wait.route is not None:
+                wait.route.rouse()
+        if not numbers and asker is not None and self._rouse_max:
+            asker.rouse()
 
     def close(self, number: int) -> None:
         """End a wait without a word. An ended one stays ended."""

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from zbroker.shm.spin import PREEMPTED_NS, PROBE_EVERY, REST_MAX_NS, REST_MIN_NS, SpinWatch
+from zbroker.shm.spin import (
+    PREEMPTED_NS,
+    PROBE_EVERY,
+    REST_MAX_NS,
+    REST_MIN_NS,
+    TERM_WAITS,
+    TRIAL_WAITS,
+    SpinWatch,
+)
 
 STEP_NS = 1_000
 SPIN_US = 100
 
 
 class World:
-    """Time goes on by a step with each look; something is ready at a time."""
+    """Time goes on by a step with each look; something is ready at a time, and later by `waking_ns` for who sleeps."""
 
-    def __init__(self, *, cores: int = 2, spin_us: int = SPIN_US) -> None:
+    def __init__(self, *, cores: int = 2, spin_us: int = SPIN_US, waking_ns: int = 70_000) -> None:
+        self.waking_ns = waking_ns
         self.now_ns = 1 << 40
         self.ready_ns = 1 << 62
         self.looks = 0
@@ -29,13 +38,29 @@ class World:
         """A wait that ends so long after its begin; whether it was watched to its end."""
         self.ready_ns = self.now_ns + took_ns
         found = self.watch.watch(self.is_ready)
-        self.now_ns = max(self.now_ns, self.ready_ns)
+        if not found:
+            self.now_ns = max(self.now_ns, self.ready_ns) + self.waking_ns
         self.watch.note_work()
         return found
 
+    def tried(self) -> World:
+        """After the first trial."""
+        for _ in range(2 * TRIAL_WAITS):
+            self.wait(10_000)
+        return self
+
+
+@pytest.mark.parametrize(("waking_ns", "pays"), [(70_000, True), (1_000, False)], ids=["dear", "cheap"])
+def test_it_watches_where_that_is_faster_than_to_sleep_and_tries_again(waking_ns: int, pays: bool) -> None:
+    world = World(waking_ns=waking_ns).tried()
+    assert [world.wait(10_000) for _ in range(TERM_WAITS)] == [pays] * TERM_WAITS
+    world.waking_ns = 71_000 - waking_ns
+    world.tried()
+    assert [world.wait(10_000) for _ in range(TERM_WAITS)] == [not pays] * TERM_WAITS
+
 
 def test_what_comes_soon_is_found_and_what_does_not_is_given_up() -> None:
-    world = World()
+    world = World().tried()
     assert world.wait(50_000)
     before_ns = world.now_ns
     world.ready_ns = 1 << 62
@@ -51,7 +76,7 @@ def test_it_never_watches_where_that_would_only_burn_a_core(spin_us: int, cores:
 
 
 def test_after_long_waits_it_looks_only_now_and_then_and_short_ones_bring_it_back() -> None:
-    world = World()
+    world = World().tried()
     for _ in range(20):
         world.wait(10_000_000)
     watched = 0
@@ -65,7 +90,7 @@ def test_after_long_waits_it_looks_only_now_and_then_and_short_ones_bring_it_bac
 
 
 def test_it_rests_while_somebody_else_wants_the_core_and_longer_each_time() -> None:
-    world = World()
+    world = World().tried()
     rests = []
     for _ in range(12):
         world.step_ns = PREEMPTED_NS + 1

@@ -44,8 +44,8 @@ def test_what_may_come_between_two_looks_fits_below_the_limit(files_max: int) ->
     assert bounds.files_resume < bounds.files_stop < bounds.files_stop_all < files_max
     if files_max >= 4_096:
         assert bounds.files_stop + bounds.interval_ms * ACCEPTS_PER_MS_MAX <= files_max
-    if files_max >= 20_000:
-        assert bounds.interval_ms == 100  # an idle router looks ten times a second
+    if files_max >= 25_000:
+        assert bounds.interval_ms == 200  # an idle router looks five times a second
 
 
 def test_it_stops_at_the_bound_and_goes_on_well_below() -> None:

@@ -16,6 +16,9 @@ class Nowhere:
     def send(self, frames: Sequence[Frame]) -> None:
         pass
 
+    def rouse(self) -> None:
+        pass
+
 
 def request(route: Nowhere, *, is_first: bool = False, acks: int = -1) -> Request:
     raw = pack_request(Api.PRODUCE, 1, 16, acks=acks, flags=FLAG_FIRST if is_first else 0)

@@ -56,6 +56,31 @@ def open_wait(waits: Waits, asker: Asker, *leaders: tuple[Leader, int], deadline
     return waits.open(list(leaders), deadline_ns, asker.on_wake, asker.on_end)  # type: ignore[arg-type] # a stand-in
 
 
+class Roused:
+    """A way back that counts how often it was rung ahead."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def send(self, frames: object) -> None:
+        raise AssertionError("nothing is answered here")
+
+    def rouse(self) -> None:
+        self.times += 1
+
+
+@pytest.mark.parametrize(("cores_beside", "readers"), [(0, 1), (1, 1), (1, 2), (2, 2), (1, 0), (0, 0)])
+def test_who_waits_for_a_batch_is_roused_where_there_is_a_core_for_each(cores_beside: int, readers: int) -> None:
+    waits, asker, routes, producer = Waits(cores_beside), Asker(), [Roused() for _ in range(readers)], Roused()
+    leader = Leader(waits)
+    for route in routes:
+        waits.open([(leader, 0)], 100, asker.on_wake, asker.on_end, route)  # type: ignore[list-item] # a stand-in
+    waits.rouse(leader.core.waits, producer)
+    assert [route.times for route in routes] == [int(readers <= cores_beside)] * readers
+    assert producer.times == int(not readers and cores_beside > 0)
+    assert (asker.woken, len(waits)) == (0, readers)
+
+
 def test_a_wait_over_several_partitions_ends_by_the_first_and_leaves_the_others() -> None:
     waits, asker = Waits(), Asker()
     first, second = Leader(waits), Leader(waits)

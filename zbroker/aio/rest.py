@@ -25,14 +25,16 @@ class Rest(Sleep):
         self._future: asyncio.Future[None] | None = None
         connection.on_turn = self._look
 
-    def until_news(self, partitions: Sequence[Assigned], timeout_ms: float) -> None:
-        """Leave waits with the workers; `rest` sleeps then. In a call that is replayed: sleep by a pause."""
+    def until_news(self, partitions: Sequence[Assigned], timeout_ms: float) -> bool:
+        """Leave waits with the workers; `rest` sleeps then. In a call that is replayed: sleep by a pause. True: look
+        again, whatever came meanwhile."""
         watched = watched_locally(partitions)
         if timeout_ms > 0 and watched:
             timeout_ms = 0 if self._is_there(watched) else min(timeout_ms, self._arm(watched))
         self._timeout_ms = max(0.0, timeout_ms)
         if self._loop_connection.is_replaying:
             raise Pause("rest", self.rest)
+        return True
 
     def _is_there(self, watched: Sequence[Assigned]) -> bool:
         return any(one.source is not None and one.source.has_more(one.awaited) for one in watched)

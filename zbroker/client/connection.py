@@ -203,6 +203,13 @@ class Connection(Exchange):
                 if not self.is_closed:
                     self._watch.watch(target, incarnation)
 
+    def rouse(self, target: int) -> None:
+        """Wake a worker that sleeps, if there is a lane to it: a request for it is being made."""
+        with self._lock:
+            lane = self._lanes.get(target)
+            if lane is not None:
+                lane.rouse()
+
     def lane(self, target: int) -> ClientLane | None:
         """The lane to a worker, opened now if need be; None when messages have to do. Blocks for a round trip.
 

@@ -262,7 +262,8 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
                 return found
             left_ms = WAIT_MS_MAX if deadline_ns is None else (deadline_ns - time.monotonic_ns()) / NS_PER_MS
             is_last = left_ms <= 0
-            self._fetcher.wait(left_ms)
+            if not self._fetcher.wait(left_ms) and is_last:
+                return found
             found = find()
 
     def _count(self, max_records: int | None) -> int:

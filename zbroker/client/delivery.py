@@ -6,6 +6,7 @@ Whoever waits does it: a thread in `result` or `flush`, else the one in the back
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -88,6 +89,7 @@ class Delivery:
         self.used_bytes = 0
         self.failed_at_close = 0
         self.waited_ns = 0
+        self._is_rousing = len(os.sched_getaffinity(0)) > 1
         self.background = Background(self, connection, settings.linger_ms)
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
         self.leaders = Leaders(connection, settings)
@@ -215,9 +217,14 @@ class Delivery:
         """Send the batch now, linger or not, and receive until it is done."""
         self._connection.check_usable()
         self.waited_ns = time.monotonic_ns()
-        with self.lock:
-            if batch.queue.open is batch:
-                batch.queue.close_open()
+        queue = batch.queue
+        if queue.open is batch:
+            route = self.leaders.route((queue.topic, queue.partition))
+            if self._is_rousing and route is not None and not queue.in_flight:
+                self._connection.rouse(route.process)
+            with self.lock:
+                if queue.open is batch:
+                    queue.close_open()
         self._make_calls([])
         if batch.queue.needs_leader:
             self._serve_queues()

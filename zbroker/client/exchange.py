@@ -23,13 +23,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from types import EllipsisType
 from typing import Any, Final
 
 from zbroker import ids
 from zbroker.client.fork_guard import check_process, guard, let_go
-from zbroker.client.lanes import ClientLane, Frame
+from zbroker.client.lanes import ClientLane, Frame, has_reply
 from zbroker.client.process_watch import ProcessWatch
 from zbroker.client.unanswered import OnReply, Pending, Unanswered
 from zbroker.clock import NS_PER_MS
@@ -203,6 +204,7 @@ class Exchange:
                 return is_done()
             if self._pump_lock.acquire(timeout=min(left_ns / 1e9, SLEEP_MS / 1000)):
                 try:
+                    self._doorbell.forget_rings()  # before the question: what rings after it must end the sleep
                     if not is_done():
                         self._pump(min(left_ns / NS_PER_MS, SLEEP_MS))
                 finally:
@@ -214,6 +216,7 @@ class Exchange:
         if not self._pump_lock.acquire(timeout=max(timeout_ms, 0) / 1000):
             return 0
         try:
+            self._doorbell.forget_rings()
             return self._pump(timeout_ms)
         finally:
             self._pump_lock.release()
@@ -231,38 +234,36 @@ class Exchange:
         delivered = self._deliver()
         if delivered or timeout_ms <= 0:
             return delivered
-        if self._lane_list and self._spin.watch(self._has_reply):
+        if self._lane_list and self._spin.watch(partial(has_reply, self._lane_list)):
             return self._deliver()
         self._sleep(min(timeout_ms, SLEEP_MS))
-        return self._deliver()
-
-    def _has_reply(self) -> bool:
-        return any(lane.readable() for _, lane in self._lane_list)
+        is_announced = partial(self._spin.watch_for_announced, partial(has_reply, self._lane_list))
+        return self._deliver() or (self._doorbell.has_rung and is_announced() and self._deliver())
 
     def _sleep(self, timeout_ms: float) -> None:
         """Block until something may have come. No lock is held while it does."""
         with self._lock:
             if self.is_closed or self._unanswered.has_lost:
                 return
-            lanes = [lane for _, lane in self._lane_list]
-            backed_up = bool(self._outbox) or any(lane.is_backed_up for lane in lanes)
+            lanes = self._lane_list
+            is_backed_up = bool(self._outbox) or any(lane.is_backed_up for _, lane in lanes)
             self._is_asleep = True
         ready: list[tuple[int, int]] = []
         try:
-            may_sleep = all(lane.prepare_sleep() for lane in lanes)
+            may_sleep = all(lane.prepare_sleep() for _, lane in lanes)
             with self._lock:
                 if self._socket.needs_look and self._socket.has_input():
                     may_sleep = False
                 may_sleep = may_sleep and not self._unanswered.has_lost
             if may_sleep:
-                ready = self._poll.poll(1 if backed_up else max(timeout_ms, 0.05))
+                ready = self._poll.poll(1 if is_backed_up else max(timeout_ms, 0.05))
         finally:  # also after Ctrl-C: the next sleep begins awake
             self._is_asleep = False
-            for lane in lanes:
+            for _, lane in lanes:
                 lane.awake()
         for fd, _ in ready:
             if fd == self._doorbell.fileno():
-                self._doorbell.drain()
+                self._doorbell.note_ring()
             elif fd == self._socket.fileno():
                 self._socket.needs_look = True
             else:
@@ -317,10 +318,12 @@ class Exchange:
             except BrokerError as error:
                 with self._lock:
                     self._drop_lane(target, error.message)
-        if self._socket.needs_look or now_ns >= self._next_look_ns or not self._lane_list:
+        # Who waits for what a lane has brought need not wait for a look at the socket, or at the time, as well.
+        late_ns = now_ns - (EXPIRY_INTERVAL_NS if delivered else 0)
+        if self._socket.needs_look or late_ns >= self._next_look_ns:
             self._next_look_ns = now_ns + LOOK_INTERVAL_NS
             delivered += self._take_from_socket()
-        if now_ns >= self._next_expiry_ns:
+        if late_ns >= self._next_expiry_ns:
             self._next_expiry_ns = now_ns + EXPIRY_INTERVAL_NS
             with self._lock:
                 late = "the broker did not answer in time"

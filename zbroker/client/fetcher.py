@@ -310,8 +310,9 @@ class Fetcher:
 
     # --- sleeping ----------------------------------------------------------------------------------------------------
 
-    def wait(self, timeout_ms: float) -> None:
-        """Nothing was found: let answers in, look after the leaders, and sleep until something may be there."""
+    def wait(self, timeout_ms: float) -> bool:
+        """Nothing was found: let answers in, look after the leaders, and sleep until something may be there. Returns
+        whether it may be."""
         order = self._prepare()
         active = [one for one in order if not one.paused]
         if self._error is not None:
@@ -326,7 +327,7 @@ class Fetcher:
             timeout_ms = min(timeout_ms, self._remote.retry_ms(one.source for one in active if one.source is not None))
         if self._rate is not None and not self._rate.allowance():
             active, timeout_ms = [], min(timeout_ms, self._rate.wait_ms())
-        self.sleep.until_news(active, timeout_ms)
+        return self.sleep.until_news(active, timeout_ms)
 
     def _is_held_back(self) -> bool:
         """Whether less than fetch_min_bytes are there, and fetch_max_wait_ms not over since the first of them."""

@@ -62,6 +62,10 @@ class ClientLane:
         self._bell.ring_if_asleep()
         return True
 
+    def rouse(self) -> None:
+        """Wake the worker if it sleeps: a request comes at once. See "ringing ahead" in `doorbell`."""
+        self._bell.ring_if_asleep()
+
     def flush(self, is_wanted: Callable[[int], bool]) -> None:
         """Send what waits for room, but for requests that were given up meanwhile."""
         outbox = self._outbox
@@ -100,3 +104,13 @@ class ClientLane:
         self._lane.close()
         os.close(self._bell_fd)
         self._board.close()
+
+
+def has_reply(lanes: Sequence[tuple[int, ClientLane]]) -> bool:
+    """Whether one of these lanes, each with its worker's number, has a reply."""
+    for _, lane in lanes:
+        if lane.readable():
+            break
+    else:
+        return False
+    return True

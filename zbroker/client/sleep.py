@@ -81,22 +81,24 @@ class Sleep:
         self.is_woken = True
         self._connection.wake()
 
-    def until_news(self, partitions: Sequence[Assigned], timeout_ms: float) -> None:
-        """Sleep until something may be there for one of the partitions, at most `timeout_ms`."""
+    def until_news(self, partitions: Sequence[Assigned], timeout_ms: float) -> bool:
+        """Sleep until something may be there for one of the partitions, at most `timeout_ms`. Returns whether it may
+        be: without a sleep only when an answer has come."""
         if timeout_ms <= 0:
-            self._connection.try_pump()
+            has_news = self._connection.try_pump() > 0 or self._has_news
             self._has_news = False
-            return
+            return has_news
         watched = watched_locally(partitions)
         if watched:
             if self._spin_for(watched):
                 self._connection.try_pump()  # Answers must not wait for a moment when there are no records.
-                return
+                return True
             timeout_ms = min(timeout_ms, self._arm(watched))
         if not self._has_news:
             self._connection.wait_for(self._is_over, timeout_ms)
         self._spin.note_work()
         self._has_news = False
+        return True
 
     def tell(self, partitions: Sequence[Assigned]) -> None:
         """Let the workers know now and then how far this reader is, which never waits because there always is more.

@@ -225,6 +225,12 @@ class ClusterState:
         """How a partition's leadership stands."""
         return self.leaderships.get(key, VACANT)
 
+    def are_all_led(self) -> bool:
+        """Whether every partition has a leader that has answered."""
+        known = self.leaderships
+        is_known = len(known) == self.image.partition_count()
+        return is_known and all(one.standing is Standing.LEADING for one in known.values())
+
     def set_leadership(self, key: Key, leadership: Leadership) -> None:
         """Note how it stands from now on."""
         self.leaderships[key] = leadership

@@ -7,6 +7,7 @@ written there, and appends to the effects what must be done about the change, in
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from enum import Enum
 from typing import Final, Protocol
 
@@ -117,6 +118,11 @@ class PartitionState:
     def wait_count(self) -> int:
         """How many waits are open."""
         return len(self._waits)
+
+    @property
+    def waits(self) -> Collection[int]:
+        """The numbers of the open waits."""
+        return self._waits.keys()
 
     @property
     def is_flushing(self) -> bool:

@@ -61,6 +61,7 @@ class Loop:
         self._epoll = select.epoll()
         self._readers: dict[int, Callable[[], None]] = {}
         self._sources: dict[int, tuple[Source, Callable[[list[Any]], None]]] = {}
+        self._served: tuple[tuple[Source, Callable[[list[Any]], None]], ...] = ()
         self._timers: list[tuple[int, int, Timer]] = []
         self._order = count()
         self._signals: dict[int, Callable[[], None]] = {}
@@ -84,11 +85,13 @@ class Loop:
         """Call with each message of a socket."""
         assert source.fileno() not in self._sources
         self._sources[source.fileno()] = (source, on_message)
+        self._served = tuple(self._sources.values())
         self._epoll.register(source.fileno(), select.EPOLLIN | select.EPOLLET)
 
     def remove_socket(self, source: Source) -> None:
         """Forget a socket; it must still be open."""
         if self._sources.pop(source.fileno(), None) is not None:
+            self._served = tuple(self._sources.values())
             self._epoll.unregister(source.fileno())
 
     def call_at(self, when_ns: int, call: Callable[[], None]) -> Timer:
@@ -144,33 +147,42 @@ class Loop:
         """One turn: every socket's messages, the timers that are due, and if there was nothing, a sleep of at most
         `timeout_ms` and what ended it. Gives the number of callbacks that were made."""
         work = self._take_messages() + self._fire_timers()
-        if work:
-            timeout_ms = 0
-        elif self._timers:
-            timeout_ms = min(timeout_ms, max(0.0, (self._timers[0][0] - self._clock.now_ns()) / NS_PER_MS))
-        # The hook may send, and so swallow a socket's signal: look again before sleeping on it.
-        may_sleep = timeout_ms > 0 and self.before_sleep() and not any(s.needs_look for s, _ in self._sources.values())
-        events = self._epoll.poll(timeout_ms / 1000 if may_sleep else 0)
-        if timeout_ms > 0:
+        may_sleep = timeout_ms > 0 and not work
+        if may_sleep:
+            if self._timers:
+                timeout_ms = min(timeout_ms, max(0.0, (self._timers[0][0] - self._clock.now_ns()) / NS_PER_MS))
+            # The hook may send, and so swallow a socket's signal: look again before sleeping on it.
+            may_sleep = timeout_ms > 0 and self.before_sleep() and not any(s.needs_look for s, _ in self._served)
+            events = self._epoll.poll(timeout_ms / 1000 if may_sleep else 0)
             self.after_sleep()
+        else:
+            events = self._epoll.poll(0)
+        if not events:
+            if may_sleep:
+                for source, _ in self._served:
+                    source.needs_look = True
+            return work
         # Sockets first: their edges come once, and a reader may raise.
+        calls = []
         for fd, _ in events:
-            if fd in self._sources:
-                self._sources[fd][0].needs_look = True
-        if may_sleep and not events:
-            for source, _ in self._sources.values():
-                source.needs_look = True
-        for fd, _ in events:
+            found = self._sources.get(fd)
+            if found is not None:
+                found[0].needs_look = True
+            else:
+                calls.append(fd)
+        for fd in calls:
             # A callback may have removed a descriptor that comes later in this list.
             call = self._readers.get(fd)
             if call is not None:
                 call()
                 work += 1
+        if may_sleep and len(calls) < len(events):
+            work += self._take_messages()
         return work
 
     def _take_messages(self) -> int:
         work = 0
-        for source, on_message in tuple(self._sources.values()):
+        for source, on_message in self._served:
             if not source.needs_look:
                 continue
             left = MESSAGES_A_TURN

@@ -17,10 +17,12 @@ Sockets are not thread-safe: the caller serialises their use.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, Final, TypeAlias
 
 import zmq
+from zmq.backend import Socket as _PlainSocket
 
 from zbroker.errors import BrokerError, ForkError, TooManyOpenFilesError
 from zbroker.wire.layout import BODY_HEADROOM_BYTES, FRAMES_MAX, NO_PEER, PEER
@@ -46,7 +48,12 @@ def libzmq_version() -> tuple[int, int, int]:
     return zmq.zmq_version_info()
 
 
-_POLLIN: Final = int(zmq.POLLIN)  # an enum member is ten times slower to compare
+# Enum members are ten times slower to compare and to combine.
+_POLLIN: Final = int(zmq.POLLIN)
+_EVENTS: Final = int(zmq.EVENTS)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE_FOLLOWS: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_PEERS_REMEMBERED: Final = 4_096
 
 
 class Context:
@@ -96,7 +103,10 @@ class _Socket:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket = socket
         self._file = int(socket.getsockopt(zmq.FD))
-
+        # What pyzmq's Python layer adds to these three takes longer than they do, and is of no use here.
+        self._get: Callable[[int], Any] = partial(_PlainSocket.get, socket)
+        self._receive_frame: Callable[[int, bool], Any] = partial(_PlainSocket.recv, socket)
+        self._send_frame: Callable[[Frame, int, bool], object] = partial(_PlainSocket.send, socket)
         self._is_discarding = False
         self.needs_look = True
         """Whether there may be input that the descriptor does not show: sending and receiving swallow what the I/O
@@ -109,7 +119,7 @@ class _Socket:
 
     def has_input(self) -> bool:
         """Whether a message can be received now. It costs a tenth of a `receive` that finds nothing."""
-        self.needs_look = not self._socket.closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
+        self.needs_look = not self._socket.closed and bool(self._get(_EVENTS) & _POLLIN)
         return self.needs_look
 
     def _receive(self, frames_max: int) -> list[zmq.Frame] | None:
@@ -117,9 +127,9 @@ class _Socket:
 
         pyzmq's `recv_multipart` asks for a socket option after each frame, which takes as long as the frame itself.
         """
-        receive = self._socket.recv
+        receive = self._receive_frame
         try:
-            frame = receive(zmq.NOBLOCK, copy=False)
+            frame = receive(_NOBLOCK, False)
         except zmq.Again:
             return None
         self.needs_look = True
@@ -127,7 +137,7 @@ class _Socket:
             return self._discard(frame)
         frames = [frame]
         while frame.more:
-            frame = receive(zmq.NOBLOCK, copy=False)
+            frame = receive(_NOBLOCK, False)
             if len(frames) == frames_max:
                 return self._discard(frame)
             frames.append(frame)
@@ -137,10 +147,18 @@ class _Socket:
         """Throw the rest of a message away, a slice of it: a peer may send a million frames, and others wait."""
         count = 1
         while frame.more and count < DISCARD_SLICE_FRAMES:
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frame = self._receive_frame(_NOBLOCK, False)
             count += 1
         self._is_discarding = frame.more
         return []
+
+    def _send(self, frames: Sequence[Frame], *, copy: bool) -> None:
+        """Queue a message, or nothing of it: libzmq decides at its first frame. Raises what libzmq says."""
+        self.needs_look = True
+        send = self._send_frame
+        for frame in frames[:-1]:
+            send(frame, _MORE_FOLLOWS, copy)
+        send(frames[-1], _NOBLOCK, copy)
 
     def close(self, linger_ms: int | None = None) -> None:
         """Close the socket. `linger_ms` is how long `Context.close` then waits for unsent messages; None: as it was
@@ -168,9 +186,8 @@ class DealerSocket(_Socket):
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message. False when nobody is connected or the queue is full; then nothing was queued."""
-        self.needs_look = True
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            self._send(frames, copy=True)
         except zmq.Again:
             return False
         return True
@@ -212,9 +229,8 @@ class RouterSocket(_Socket):
 
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message; frame 0 is the peer's routing id. False when its queue is full. Raises UnroutableError."""
-        self.needs_look = True
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            self._send(frames, copy=False)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -234,9 +250,17 @@ class RouterSocket(_Socket):
 def peer_of(frame: zmq.Frame) -> bytes:
     """Who sent a received frame: a `PEER` of uid, gid, pid at connect time, made by the kernel; NO_PEER for tcp."""
     try:
-        parts = str(frame.get("Peer-Address")).rsplit(":", 3)
+        return _peer_at(str(frame.get("Peer-Address")))
+    except zmq.ZMQError:
+        return _STRANGER
+
+
+@lru_cache(_PEERS_REMEMBERED)
+def _peer_at(address: str) -> bytes:
+    try:
+        parts = address.rsplit(":", 3)
         return PEER.pack(int(parts[-3]), int(parts[-2]), int(parts[-1])) if len(parts) == 4 else _STRANGER
-    except (zmq.ZMQError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return _STRANGER
 
 
