@@ -139,6 +139,10 @@ class Bell:
         self.ring()
         return True
 
+    def ring_sleeper(self) -> bool:
+        """`ring_if_asleep`, but returns whether the sleeper sleeps, rung by this call or an earlier one."""
+        return self.ring_if_asleep() or bool(self._words[self._index] == self._rang)
+
     def ring(self) -> None:
         """Write to the pipe whatever the sleeper does."""
         try:

@@ -365,9 +365,11 @@ class LaneClient:
         header.setdefault("flags", FLAG_FIRST)
         return self.call(Api.PRODUCE, batch_of(values), topic_id=topic_id, partition=partition, **header)
 
-    def wait_for(self, offset: int, *, topic_id: int = 1, partition: int = 0, timeout_ms: int = 10_000) -> int:
+    def wait_for(
+        self, offset: int, *, topic_id: int = 1, partition: int = 0, timeout_ms: int = 10_000, flags: int = 0
+    ) -> int:
         body = WAITED.pack(topic_id, partition, offset)
-        return self.send(Api.WAIT, body, timeout_ms=timeout_ms)
+        return self.send(Api.WAIT, body, timeout_ms=timeout_ms, flags=flags)
 
     def close(self) -> None:
         self.lane.close()

@@ -121,10 +121,13 @@ class ServedLane:
         if not self.is_visited:
             self.ring()
 
-    def rouse(self) -> None:
+    def rouse(self) -> bool:
         """Wake the client ahead of the answer, if it sleeps: see "ringing ahead" in `doorbell`."""
-        if self.is_open and not self.is_mute:
-            self._bell.ring_if_asleep()
+        return self.is_open and not self.is_mute and self._bell.ring_if_asleep()
+
+    def ring_sleeper(self) -> bool:
+        """Wake the client, without an answer, if it sleeps. Returns whether it does."""
+        return self.is_open and not self.is_mute and self._bell.ring_sleeper()
 
     def ring(self) -> None:
         """Wake the client if it sleeps and a reply was written since the last ring."""

@@ -81,8 +81,9 @@ class SocketRoute:
         """Send through the router."""
         self._link.send((self._return_address, *frames))
 
-    def rouse(self) -> None:
+    def rouse(self) -> bool:
         """See Route: nothing can ring at the other end of a socket."""
+        return False
 
 
 class Worker:

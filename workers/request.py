@@ -24,8 +24,8 @@ class Route(Protocol):
     def send(self, frames: Sequence[Frame]) -> None:
         """Send [header, body...]."""
 
-    def rouse(self) -> None:
-        """Wake who asked, ahead of an answer that comes at once, if it sleeps and can be woken."""
+    def rouse(self) -> bool:
+        """Wake who asked, ahead of what comes at once, if it sleeps and can be woken. Returns whether it was."""
 
 
 class Request:

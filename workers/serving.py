@@ -24,7 +24,7 @@ from zbroker.shm.board import BoardWriter
 from zbroker.shm.layout import Counter
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.copy_messages import PartitionState, PartitionStateRequest, PartitionStates
-from zbroker.wire.layout import WAITED
+from zbroker.wire.layout import FLAG_KEEP, WAITED
 from zbroker.wire.messages import (
     EARLIEST,
     LATEST,
@@ -39,12 +39,14 @@ from zbroker.wire.messages import (
     OffsetAnswer,
     OffsetQuery,
 )
+from zbroker.workers.lanes import ServedLane
 from zbroker.workers.leader import Leader
 from zbroker.workers.request import Request, Route
 from zbroker.workers.waits import PARTITIONS_MAX, Wait, Waits, Watched
 
 WAIT_MS_MAX: Final = 300_000
 DURABLE_LOOK_MS: Final = 10
+AWAKE_MAX: Final = 4  # appends that find a reader awake, one after the other, before its wait is ended
 _NOT_HERE: Final = NotLeaderForPartitionError.code
 
 Leaders = Mapping[tuple[int, int], Leader]
@@ -104,7 +106,12 @@ class Serving:
         self._waits.open(news, deadline_ns, wake, lambda _: self._answer_fetch(request, self._read(wanted)))
 
     def wait(self, request: Request) -> None:
-        """WAIT: answer when a named partition has something at its offset. A lane's new wait replaces its older one."""
+        """WAIT: answer when a named partition has something at its offset. A lane's new wait replaces its older one.
+
+        With FLAG_KEEP the reader looks at the board each time before it blocks, so it need not be answered: it is rung
+        if it sleeps, and the wait goes on. One that is awake again and again reads without waiting: it is answered, so
+        that it costs nothing any more.
+        """
         self._board.count(Counter.WAITS)
         body = _body(request)
         if not body or len(body) % WAITED.size or len(body) > PARTITIONS_MAX * WAITED.size:
@@ -122,13 +129,29 @@ class Serving:
                 return
             watched.append((leader, offset))
 
+        rings = route.ring_sleeper if request.header.flags & FLAG_KEEP and isinstance(route, ServedLane) else None
+        awake_count = 0
+
         def wake(wait: Wait) -> bool:
-            self._wait_of.pop(route, None)
+            nonlocal awake_count
             if _is_revoked(wait.watched):
+                self._wait_of.pop(route, None)
                 request.refuse(NotLeaderForPartitionError("the partition was moved or deleted"))
-            else:
-                self._board.count(Counter.WAKES)
-                request.reply()
+                return True
+            if rings is not None:
+                is_asleep = rings() or wait.is_roused
+                wait.is_roused = False
+                awake_count = 0 if is_asleep else awake_count + 1
+                if is_asleep:
+                    self._board.count(Counter.WAKES)
+                    for leader, offset in wait.watched:
+                        if leader.high_watermark > offset:
+                            leader.note_reader(offset)
+                if awake_count < AWAKE_MAX:
+                    return False
+            self._wait_of.pop(route, None)
+            self._board.count(Counter.WAKES)
+            request.reply()
             return True
 
         def end(_: Wait) -> None:

@@ -27,7 +27,7 @@ Watched = list[tuple[Leader, int]]
 class Wait:
     """One open wait. `on_wake(wait)` is asked when something passed: True ends the wait, False goes on with it."""
 
-    __slots__ = ("number", "on_end", "on_wake", "route", "watched")
+    __slots__ = ("is_roused", "number", "on_end", "on_wake", "route", "watched")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Wait:
         self.on_wake = on_wake
         self.on_end = on_end
         self.route = route
+        self.is_roused = False  # it slept and was rung ahead of what is appended now
 
 
 class Waits:
@@ -93,8 +94,11 @@ class Waits:
             if wait.on_wake(wait):
                 self.close(number)
             else:
-                wait.watched = [(leader, max(offset, leader.high_watermark)) for leader, offset in wait.watched]
-                self._watch(wait)
+                # Where nothing has passed, the partition still has the wait.
+                for index, (leader, offset) in enumerate(wait.watched):
+                    if leader.high_watermark > offset:
+                        wait.watched[index] = (leader, leader.high_watermark)
+                        leader.handle(ev.WaitFor(wait.number, leader.high_watermark))
 
     def rouse(self, numbers: Collection[int], asker: Route | None) -> None:
         """A batch of one partition is about to be appended: wake who waits for it (`numbers`), or without any `asker`,
@@ -104,7 +108,7 @@ class Waits:
         for number in numbers:
             wait = self._open.get(number)
             if wait is not None and wait.route is not None:
-                wait.route.rouse()
+                wait.is_roused = wait.route.rouse()
         if not numbers and asker is not None and self._rouse_max:
             asker.rouse()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,8 +29,9 @@ from zbroker.shm.lane import ring_bytes_for
 from zbroker.shm.layout import Counter
 from zbroker.wire.codec import encode
 from zbroker.wire.inner_messages import Revocation, Revoke
-from zbroker.wire.layout import WAITED, Api, pack_request
+from zbroker.wire.layout import FLAG_KEEP, WAITED, Api, pack_request
 from zbroker.wire.messages import FetchPartition, FetchReply, FetchRequest, LaneOffer, OpenLane
+from zbroker.workers.serving import AWAKE_MAX
 
 
 @pytest.fixture
@@ -100,6 +103,39 @@ def test_a_new_wait_replaces_the_older_one(worker: ScriptedWorker) -> None:
     assert answer.header.correlation == newer
     assert lane.receive(0.05) is None
     lane.close()
+
+
+def test_a_wait_that_is_kept_rings_a_sleeper_again_and_again_without_an_answer(worker: ScriptedWorker) -> None:
+    lane, producer = worker.lane(), worker.lane()
+    lane.wait_for(0, flags=FLAG_KEEP)
+    for number in range(3 * AWAKE_MAX):
+        with ThreadPoolExecutor(1) as thread:
+            lane.sleeper.prepare()
+            sent = thread.submit(producer.produce, [b"x"], topic_id=1, partition=0)
+            assert select.select([lane.doorbell], [], [], 10)[0], f"not rung for record {number}"
+            lane.sleeper.awake()
+            lane.doorbell.drain()
+            assert sent.result().error == 0
+    assert lane.try_receive() is None
+    lane.close()
+    producer.close()
+
+
+def test_a_kept_wait_of_a_reader_that_is_always_awake_is_answered_and_so_costs_nothing_more(
+    worker: ScriptedWorker,
+) -> None:
+    lane, producer = worker.lane(), worker.lane()
+    asked = lane.wait_for(0, flags=FLAG_KEEP)
+    for number in range(AWAKE_MAX):
+        assert lane.try_receive() is None, f"answered after {number} appends"
+        producer.produce([b"x"])
+    answer = lane.receive()
+    assert answer is not None
+    assert (answer.header.correlation, answer.error) == (asked, 0)
+    producer.produce([b"x"])
+    assert lane.try_receive() is None
+    lane.close()
+    producer.close()
 
 
 def test_a_wait_ends_with_an_error_when_the_partition_goes_or_is_not_here(worker: ScriptedWorker) -> None:

@@ -16,8 +16,8 @@ class Nowhere:
     def send(self, frames: Sequence[Frame]) -> None:
         pass
 
-    def rouse(self) -> None:
-        pass
+    def rouse(self) -> bool:
+        return False
 
 
 def request(route: Nowhere, *, is_first: bool = False, acks: int = -1) -> Request:

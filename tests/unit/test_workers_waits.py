@@ -65,8 +65,9 @@ class Roused:
     def send(self, frames: object) -> None:
         raise AssertionError("nothing is answered here")
 
-    def rouse(self) -> None:
+    def rouse(self) -> bool:
         self.times += 1
+        return True
 
 
 @pytest.mark.parametrize(("cores_beside", "readers"), [(0, 1), (1, 1), (1, 2), (2, 2), (1, 0), (0, 0)])

@@ -22,6 +22,7 @@ class Rest(Sleep):
         super().__init__(connection, settings)
         self._loop_connection = connection
         self._timeout_ms = 0.0
+        self._wait_flags = 0  # between its turns this connection sleeps, and what ends that are answers
         self._future: asyncio.Future[None] | None = None
         connection.on_turn = self._look
 

@@ -23,14 +23,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import count
 from types import EllipsisType
 from typing import Any, Final
 
 from zbroker import ids
 from zbroker.client.fork_guard import check_process, guard, let_go
-from zbroker.client.lanes import ClientLane, Frame, has_reply
+from zbroker.client.lanes import OUTBOX_MESSAGES_MAX, ClientLane, Frame, has_reply
 from zbroker.client.process_watch import ProcessWatch
 from zbroker.client.unanswered import OnReply, Pending, Unanswered
 from zbroker.clock import NS_PER_MS
@@ -53,7 +52,6 @@ SLEEP_MS: Final = 100
 SPIN_US: Final = 200
 LOOK_INTERVAL_NS: Final = NS_PER_MS
 EXPIRY_INTERVAL_NS: Final = 20 * NS_PER_MS
-OUTBOX_MAX: Final = 10_000
 SOCKET_FRAME_BYTES_MAX: Final = 64 << 20
 _WAKE: Final = b"\0\0\0\0"
 
@@ -77,6 +75,7 @@ class Exchange:
         self._next_look_ns = 0
         self._spin = SpinWatch(SPIN_US, len(os.sched_getaffinity(0)))
         self.is_closed = False
+        self.has_more: Callable[[], bool] = bool  # what else than an answer ends a sleep: nothing
         self.last_pump_ns = 0
         self._context = Context()
         self._socket = DealerSocket(self._context, address, message_max_bytes=SOCKET_FRAME_BYTES_MAX, linger_ms=200)
@@ -136,7 +135,7 @@ class Exchange:
             return correlation
 
     def _send_by_socket(self, message: tuple[Frame, ...], correlation: int) -> None:
-        if (self._outbox or not self._socket.send(message)) and len(self._outbox) < OUTBOX_MAX:
+        if (self._outbox or not self._socket.send(message)) and len(self._outbox) < OUTBOX_MESSAGES_MAX:
             self._outbox.append((correlation, message))
         # Sending may swallow the signal of what has come meanwhile, and what must wait needs shorter sleeps.
         if self._is_asleep and (self._outbox or self._socket.has_input()):
@@ -234,11 +233,14 @@ class Exchange:
         delivered = self._deliver()
         if delivered or timeout_ms <= 0:
             return delivered
-        if self._lane_list and self._spin.watch(partial(has_reply, self._lane_list)):
+        if self._lane_list and self._spin.watch(self._has_come):
             return self._deliver()
         self._sleep(min(timeout_ms, SLEEP_MS))
-        is_announced = partial(self._spin.watch_for_announced, partial(has_reply, self._lane_list))
-        return self._deliver() or (self._doorbell.has_rung and is_announced() and self._deliver())
+        is_there = self._spin.watch_for_announced
+        return self._deliver() or (self._doorbell.has_rung and is_there(self._has_come) and self._deliver())
+
+    def _has_come(self) -> bool:
+        return has_reply(self._lane_list) or self.has_more()
 
     def _sleep(self, timeout_ms: float) -> None:
         """Block until something may have come. No lock is held while it does."""
@@ -250,7 +252,7 @@ class Exchange:
             self._is_asleep = True
         ready: list[tuple[int, int]] = []
         try:
-            may_sleep = all(lane.prepare_sleep() for _, lane in lanes)
+            may_sleep = all(lane.prepare_sleep() for _, lane in lanes) and not self.has_more()
             with self._lock:
                 if self._socket.needs_look and self._socket.has_input():
                     may_sleep = False
@@ -346,7 +348,6 @@ class Exchange:
         taken = 0
         while True:
             with self._lock:
-                # Asking costs a microsecond or more, an empty receive ten.
                 message = self._socket.receive() if not self.is_closed and self._socket.has_input() else None
             if message is None:
                 return taken

@@ -1,7 +1,7 @@
 """How a consumer sleeps: a wait with each worker whose partitions it follows, and one place where news come in.
 
-Guarantees: a worker that has something at one of the named offsets answers at once, so no record is slept through; a
-wait that still says the same is not sent again. Where no lane can be had, the boards are looked at every few
+Guarantees: a worker that has something at one of the named offsets answers at once, or rings, so no record is slept
+through; a wait that is open is not sent again. Where no lane can be had, the boards are looked at every few
 milliseconds. A consumer whose last sleeps were short looks at the boards for `SPIN_US` first, if a core is free.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import starmap
 from typing import Any, Final
 
 from zbroker.client.assigned import Assigned
@@ -19,7 +21,7 @@ from zbroker.clock import NS_PER_MS
 from zbroker.errors import RequestTimedOutError
 from zbroker.shm.spin import SpinWatch
 from zbroker.wire.codec import encode
-from zbroker.wire.layout import WAITED, Api
+from zbroker.wire.layout import FLAG_KEEP, WAITED, Api
 from zbroker.wire.messages import FetchPartition, FetchRequest
 
 SPIN_US: Final = 50
@@ -28,6 +30,8 @@ REFUSED_NS: Final = 20 * NS_PER_MS  # after a worker refused a wait
 TELL_NS: Final = 1_000 * NS_PER_MS  # a reader that is never at the end says this often where it is
 WAITED_MAX: Final = 1_500  # partitions of one wait: they fit into a consumer's lane
 _WAKE: Final = b"\0\0\0\0"
+
+Awaited = list[tuple[int, int, int]]  # topic id, partition, offset
 
 
 class WakeableConnection(Connection):
@@ -52,11 +56,18 @@ class WakeableConnection(Connection):
 class _Wait:
     """A wait that is open with one worker."""
 
-    __slots__ = ("body", "correlation")
+    __slots__ = ("awaited", "correlation")
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    def __init__(self, awaited: Awaited) -> None:
+        self.awaited = awaited
         self.correlation = 0
+
+    def covers(self, awaited: Awaited) -> bool:
+        """Whether this wait ends a sleep for these as well: the worker goes on with it from append to append."""
+        known = self.awaited
+        return len(known) == len(awaited) and all(
+            old[:2] == new[:2] and old[2] <= new[2] for old, new in zip(known, awaited, strict=True)
+        )
 
 
 class Sleep:
@@ -68,6 +79,7 @@ class Sleep:
         self._waits: dict[int, _Wait] = {}
         self._refused_until_ns: dict[int, int] = {}
         self._has_news = False
+        self._wait_flags = FLAG_KEEP
         self._spin = SpinWatch(SPIN_US, len(os.sched_getaffinity(0)))
         self._tell_ns = time.monotonic_ns() + TELL_NS
         self.is_woken = False
@@ -90,12 +102,17 @@ class Sleep:
             return has_news
         watched = watched_locally(partitions)
         if watched:
-            if self._spin_for(watched):
+            has_more = partial(_has_more, [(one.source.has_more, one.awaited) for one in watched if one.source])
+            if self._spin_for(has_more):
                 self._connection.try_pump()  # Answers must not wait for a moment when there are no records.
                 return True
             timeout_ms = min(timeout_ms, self._arm(watched))
-        if not self._has_news:
-            self._connection.wait_for(self._is_over, timeout_ms)
+            self._connection.has_more = has_more
+        try:
+            if not self._has_news:
+                self._connection.wait_for(self._is_over, timeout_ms)
+        finally:
+            self._connection.has_more = bool
         self._spin.note_work()
         self._has_news = False
         return True
@@ -117,20 +134,15 @@ class Sleep:
         self._connection.try_pump()
 
     def _is_over(self) -> bool:
-        return self._has_news or self.is_woken
+        return self._has_news or self.is_woken or self._connection.has_more()
 
-    def _spin_for(self, watched: Sequence[Assigned]) -> bool:
+    def _spin_for(self, has_more: Callable[[], bool]) -> bool:
         """Look at the boards, for a moment when that has paid off lately. Returns whether something is there."""
-        looks = [(one.source.has_more, one.awaited) for one in watched if one.source is not None]
-
-        def is_there() -> bool:
-            return any(has_more(offset) for has_more, offset in looks)
-
-        if is_there():
+        if has_more():
             return True
-        if self._spin.watch(lambda: is_there() or self._is_over()):
+        if self._spin.watch(lambda: has_more() or self._is_over()):
             self._spin.note_work()
-            return is_there()
+            return has_more()
         return False
 
     def _arm(self, watched: Sequence[Assigned]) -> float:
@@ -148,15 +160,11 @@ class Sleep:
 
     def _leave(self, leader: int, group: Sequence[Assigned]) -> bool:
         """Leave a wait with one worker, unless it has the same already. False: it takes none."""
-        pack = WAITED.pack
-        awaited = [max(one.awaited, _held_back(one)) for one in group]
-        body = b"".join(
-            [pack(one.topic_id, one.tp.partition, offset) for one, offset in zip(group, awaited, strict=True)]
-        )
+        awaited = [(one.topic_id, one.tp.partition, max(one.awaited, _held_back(one))) for one in group]
         wait = self._waits.get(leader)
         connection = self._connection
         if wait is not None:
-            if wait.body == body:
+            if wait.covers(awaited):
                 return True
             # The worker forgets the older one by itself when the next one of this lane comes.
             connection.forget(self._waits.pop(leader).correlation)
@@ -167,7 +175,8 @@ class Sleep:
             if source is None or not source.is_leader_alive() or connection.lane(leader) is None:
                 self._refused_until_ns[leader] = time.monotonic_ns() + REFUSED_NS
                 return False
-        wait = self._waits[leader] = _Wait(body)
+        wait = self._waits[leader] = _Wait(awaited)
+        body = b"".join(starmap(WAITED.pack, awaited))
 
         def take(error: int, _: list[Any]) -> None:
             if self._waits.get(leader) is wait:
@@ -176,13 +185,19 @@ class Sleep:
                 self._refused_until_ns[leader] = time.monotonic_ns() + REFUSED_NS
             self.note()
 
-        wait.correlation = connection.submit(leader, Api.WAIT, [body], take, timeout_ms=self._wait_ms)
+        wait.correlation = connection.submit(
+            leader, Api.WAIT, [body], take, flags=self._wait_flags, timeout_ms=self._wait_ms
+        )
         return True
 
 
 def watched_locally(partitions: Sequence[Assigned]) -> list[Assigned]:
     """Those whose files are read here."""
     return [one for one in partitions if one.source is not None and one.source.is_local and one.offset is not None]
+
+
+def _has_more(looks: Sequence[tuple[Callable[[int], bool], int]]) -> bool:
+    return any(has_more(offset) for has_more, offset in looks)
 
 
 def _held_back(one: Assigned) -> int:

@@ -7,7 +7,7 @@
 The router reads this and nothing else. A reply repeats the request's header with kind 1 and, when it failed, the
 error's number; the body of a failed reply is the message as UTF-8 text. `target` is a process number (`zbroker.ids`).
 
-Flags: bit 0 is FLAG_FIRST; other bits and the zero word are ignored by readers of this version.
+Flags: bit 0 is FLAG_FIRST of PRODUCE, FLAG_KEEP of WAIT; other bits and the zero word are ignored by this version.
 
 Unknown version: refused with UnsupportedVersionError, which the reply's header carries in the asker's version. Unknown
 kind or api: InvalidRequestError.
@@ -36,6 +36,7 @@ PEER = struct.Struct("<III")
 """Who sent a message, as the kernel told the router: uid, gid, pid."""
 
 FLAG_FIRST: Final = 1
+FLAG_KEEP: Final = 1
 """Of a produce request: nothing else of its producer and partition is in flight. A leader that refused a batch takes
 no later one of the same producer before it sees this flag, so that a batch cannot be overtaken by the next."""
 
