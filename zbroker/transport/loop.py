@@ -176,7 +176,8 @@ class Loop:
             if call is not None:
                 call()
                 work += 1
-        if may_sleep and len(calls) < len(events):
+        if may_sleep and not calls:
+            # What was asked by a descriptor comes first, in the caller's turn: here only messages have come.
             work += self._take_messages()
         return work
 
