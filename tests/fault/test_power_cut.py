@@ -83,6 +83,12 @@ class Load:
                 self.acknowledged.update(values)
 
 
+def is_settled(admin: AdminClient) -> bool:
+    """Whether readers may see all that there is: after an election a leader first hears how far the others are."""
+    found = admin.describe_topics(["t"])["t"].partitions
+    return all(one.log_end is not None and one.high_watermark == one.log_end for one in found)
+
+
 def read_all(broker: Broker) -> list[bytes]:
     with Consumer(bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest") as consumer:
         consumer.assign([TopicPartition("t", 0), TopicPartition("t", 1)])
@@ -111,6 +117,8 @@ def cut_again_and_again(broker: Broker, disk: LoopDisk, load: Load, cuts: int) -
         time.sleep(generator.uniform(0, 0.2))
         broker.cut_power(disk)
         load.end()
+        with AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
+            wait_until(partial(is_settled, admin))
         yield read_all(broker)
 
 

@@ -1,4 +1,6 @@
-"""T05: every side file, and every pair of them, deleted, cut or filled with garbage: the records stay the same."""
+"""T05: every side file, and every pair of them, deleted, cut or filled with garbage: the records stay the same, and so
+does what is known of producers.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.storage_logs import append, batches_of, kill, open_log
+from tests.unit.test_storage_copied_log import open_copy
+from tests.unit.test_storage_producer_snapshot import add
+from tests.unit.test_workers_producer_state import known, state_of
 from zbroker.record.batch import batches_in
-from zbroker.storage.layout import CLEAN_MARKER, EPOCHS, HIGH_WATERMARK
+from zbroker.storage.layout import CLEAN_MARKER, EPOCHS, HIGH_WATERMARK, PRODUCERS
 
 SEED = 7
 
@@ -39,7 +44,16 @@ def zeros(path: Path) -> None:
 
 
 DAMAGES: tuple[Callable[[Path], None], ...] = (delete, cut, garbage)
-SIDE_FILES = ("first.index", "first.timeindex", "last.index", "last.timeindex", EPOCHS, HIGH_WATERMARK, CLEAN_MARKER)
+SIDE_FILES = (
+    "first.index",
+    "first.timeindex",
+    "last.index",
+    "last.timeindex",
+    EPOCHS,
+    HIGH_WATERMARK,
+    CLEAN_MARKER,
+    PRODUCERS,
+)
 
 
 class Sound:
@@ -47,9 +61,15 @@ class Sound:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        log = open_log(directory)
+        log = open_copy(directory)
         for number in range(150):
             append(log, 1 + number % 5, epoch=1 + number // 40, timestamp_ms=1_000 + (number * 37) % 300 + number)
+            if number in (20, 90, 140):
+                add(log, number, epoch=1 + number // 40)
+            if number == 100:
+                state_of(log).save()
+        self.producers = known(state_of(log))
+        assert self.producers
         log.save_high_watermark(log.log_end)
         self.batches = batches_of(log)
         self.epochs = list(log.epochs.starts)
@@ -67,8 +87,9 @@ class Sound:
         return directory / (f"{stem}.{suffix}" if stem else name)
 
     def check(self, directory: Path) -> None:
-        log = open_log(directory)
+        log = open_copy(directory)
         assert log.log_end == self.log_end
+        assert known(state_of(log)) == self.producers
         assert batches_of(log) == self.batches
         assert log.epochs.starts == self.epochs
         assert [log.position_of(offset) for offset in range(0, self.log_end, 11)] == self.positions[::11]
@@ -112,7 +133,7 @@ def test_t05_each_side_file_alone(sound: Sound) -> None:
 
 def test_t05_each_pair_of_side_files(sound: Sound) -> None:
     cases = list(pair_cases())
-    assert len(cases) == 189
+    assert len(cases) == 252
     for case in cases:
         check_case(sound, case)
 

@@ -51,6 +51,13 @@ def test_every_test_that_the_documents_name_exists() -> None:
     assert [f"{path}::{function}" for path, function in named if not exists(path, function)] == []
 
 
+def test_every_test_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(named) >= 8
+    known = frozenset().union(*(functions_of(path) for path in (ROOT / "tests").rglob("test_*.py")))
+    assert named <= known, named - known
+
+
 def test_every_row_that_is_due_has_a_place_and_a_test_of_its_own() -> None:
     rows = {cells[0]: cells for line in FEATURES.splitlines() if len(cells := line.strip("| ").split(" | ")) == 4}
     assert len(due()) == 192

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+import zbroker.core.group_offsets
 import zbroker.record.layout
 import zbroker.record.rows
 import zbroker.shm.commit_layout
@@ -19,6 +20,7 @@ import zbroker.workers.metadata_log
 from zbroker.core.entries import AnyEntry
 from zbroker.record.batch import stamp
 from zbroker.record.columns import encode_columns
+from zbroker.wire.layout import Api
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "formats.md").read_text()
@@ -38,6 +40,7 @@ QUOTED = (
     (zbroker.record.rows, "formats.md"),
     (zbroker.storage.layout, "formats.md"),
     (zbroker.workers.metadata_log, "formats.md"),
+    (zbroker.core.group_offsets, "formats.md"),
     (zbroker.shm.layout, "shm.md"),
     (zbroker.shm.commit_layout, "shm.md"),
 )
@@ -54,6 +57,12 @@ def test_the_page_names_every_entry_of_the_metadata_log_with_its_fields() -> Non
     assert table == [
         (kind.__name__, ", ".join(f"`{name}`" for name in kind.__struct_fields__)) for kind in get_args(AnyEntry)
     ]
+
+
+def test_the_page_of_the_protocol_names_every_request_with_its_number() -> None:
+    page = (DOCS / "protocol.md").read_text()
+    table = page[page.index("## Requests") : page.index("## Between copies")]
+    assert dict(re.findall(r"([A-Z_]{4,}) (\d+)", table)) == {one.name: str(one.value) for one in Api}
 
 
 def test_the_pages_reader_reads_a_log() -> None:
