@@ -19,7 +19,7 @@ from pathlib import Path
 import zmq
 from fastcrc import crc32
 
-from zbroker.record.batch import batches_in, read_header
+from zbroker.record.batch import read_header
 from zbroker.record.columns import encode_columns
 from zbroker.record.crc import crc32c
 from zbroker.storage.files import Files
@@ -63,25 +63,6 @@ def _write_loop(path: Path, batches: Iterator[list[bytes]], build: object) -> di
         os.close(fd)
         path.unlink()
     return {"records_per_s": records / spent_s, "mb_per_s": position / spent_s / 1e6}
-
-
-def mapped_scan(paths: list[Path]) -> dict[str, float]:
-    """Map segment files and check the CRC of every batch, nothing else."""
-    records = size_bytes = 0
-    started_s = time.perf_counter()
-    for path in paths:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
-            memoryview(mapped) as view,
-        ):
-            for position, header in batches_in(view):
-                with view[position + 21 : position + header.size_bytes] as covered:
-                    assert crc32c(covered) == header.crc
-                records += header.record_count
-                size_bytes += header.size_bytes
-    spent_s = time.perf_counter() - started_s
-    return {"records_per_s": records / spent_s, "mb_per_s": size_bytes / spent_s / 1e6}
 
 
 def tail_scan(path: Path, words: memoryview, position_word: int, count: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from bench.harness import Contender, Row, best, row, run_rounds, spread
 from bench.world import World
 from zbroker.client.consumer import Consumer
 from zbroker.ids import TopicPartition
+from zbroker.load.bare import mapped_scan
 from zbroker.shm import layout
 from zbroker.shm.board_reader import BoardReader
 
@@ -119,7 +120,7 @@ def consume_rows(world: World, rounds: int) -> list[Row]:
     """All of them."""
     filled, directory = world.filled()
     contenders: dict[str, Contender] = {
-        "bare mapped scan": lambda: bare.mapped_scan(_logs(directory)),
+        "bare mapped scan": lambda: mapped_scan(_logs(directory)),
         "consume as batches": lambda: read(world, filled, "batches"),
         "bare scan at the tail": lambda: bare_tail(world),
         "batches at the tail": lambda: tail(world),

@@ -10,6 +10,7 @@ from typing import Any
 from zbroker.load import rounds as in_turns
 from zbroker.load.results import Figure, Plot, Table, results, save_results
 from zbroker.load.results import figure as row
+from zbroker.load.results import this_machine as machine
 from zbroker.load.rounds import Contender, Rounds, best, least, median, spread, spread_of
 from zbroker.load.usage import Usage
 
@@ -20,6 +21,7 @@ __all__ = [
     "best",
     "cpu_ns",
     "least",
+    "machine",
     "median",
     "print_table",
     "row",

@@ -16,6 +16,9 @@ BENCHMARKS: Final = {
     "consume": ("zbroker.cli.bench_rates:consume", "Records and megabytes a second that are read."),
     "latency": ("zbroker.cli.bench_delays:latency", "How long a record waits for its acknowledgement."),
     "e2e": ("zbroker.cli.bench_delays:e2e", "How long a record takes to a consumer that slept."),
+    "scale": ("zbroker.cli.bench_scale:scale", "Throughput across cores; what partitions, readers and bytes cost."),
+    "claims": ("zbroker.cli.bench_claims:claims", "What is said of Kafka's design, claim by claim, measured."),
+    "report": ("zbroker.cli.bench_report:report", "One page with tables and plots from results files."),
     "failover": ("zbroker.cli.bench_delays:failover", "How long nothing is acknowledged when a leader is killed."),
     "compare": ("zbroker.cli.bench_compare:compare", "zbroker beside Kafka, Redis, NATS and RabbitMQ."),
 }

@@ -22,7 +22,7 @@ def produce(task: Task) -> Outcome:
     """
     latency, reporter = Histogram(), Reporter()
     calls = [
-        fresh_values(min(task.call_records, task.records - first), task.size_bytes, task.seed + first)
+        fresh_values(min(task.call_records, task.records - first), task.size_bytes, task.seed + first, task.content)
         for first in range(0, task.records, task.call_records)
     ]
     partitions = itertools.cycle(task.partitions)

@@ -5,18 +5,20 @@ Every figure is of several rounds on fresh topics, after a warm-up; what each pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
 from zbroker.load.bench_crew import Advance, BenchError, Measured, run_tasks
 from zbroker.load.bench_target import Target
-from zbroker.load.bench_task import Mode, Task
+from zbroker.load.bench_task import Content, Mode, Task
 from zbroker.load.histogram import Histogram
 from zbroker.load.results import Figure, Plot, Series, Table, figure
 from zbroker.load.rounds import spread_of
 
 MIB = 1 << 20
+READ_TIMEOUT_S = 2.0
 PERCENTS = (50.0, 95.0, 99.0, 99.9)
 
 
@@ -33,6 +35,7 @@ class Spec(msgspec.Struct, kw_only=True):
     mode: Mode = "send_many"
     acks: str = "all"
     compression: str = "none"
+    content: Content = "random"
     transport: str = "auto"
     rate: float = 0.0
     pin: bool = False
@@ -63,7 +66,7 @@ def produce(spec: Spec, target: Target, advance: Advance = lambda _: None) -> Fo
     """Records and bytes a second that are acknowledged; with a rate, the latency of an open loop instead."""
     if spec.rate:
         return latency(spec, target, advance)
-    runs = _rounds(spec, lambda number: _produce_once(spec, target, number, advance))
+    runs = _rounds(spec, lambda number: produce_once(spec, target, number, advance))
     rates = [run.rate("producer") for run in runs]
     rows = rate_rows(f"produce, {spec.mode}, acks={spec.acks}", rates, spec.size_bytes)
     if spec.mode == "send_many":
@@ -73,21 +76,33 @@ def produce(spec: Spec, target: Target, advance: Advance = lambda _: None) -> Fo
 
 def consume(spec: Spec, target: Target, advance: Advance = lambda _: None) -> Found:
     """Records and bytes a second that are read from the start of the topic."""
-    with target.topic(spec.topic, spec.partitions) as (topic, partitions):
-        one_list = max(1, min(10_000, spec.records // len(partitions)))
-        fill = _task("producer", spec, target, topic, partitions, "send_many")
-        fill.call_records = one_list
-        run_tasks([fill], target.boards_dir, advance)
-        readers = [
-            _task("consumer", spec, target, topic, mine, spec.mode, number)
-            for number, mine in enumerate(shares(partitions, spec.consumers))
-        ]
-        each = spec.records // len(readers)
-        for reader in readers:
-            reader.records, reader.stop_after_s = each, 2.0
-        runs = _rounds(spec, lambda number: run_tasks(readers, target.boards_dir, advance))
+    with filled_topic(spec, target, advance) as (topic, partitions):
+        runs = _rounds(spec, lambda number: consume_once(spec, target, topic, partitions, advance))
     rates = [run.rate("consumer") for run in runs]
     return Found(rate_rows(f"consume as {spec.mode}", rates, spec.size_bytes), [cost_table(runs[-1], "consumer")])
+
+
+@contextmanager
+def filled_topic(spec: Spec, target: Target, advance: Advance = lambda _: None) -> Iterator[tuple[str, list[int]]]:
+    """(name, partitions) of a topic that holds at least the records."""
+    with target.topic(spec.topic, spec.partitions) as (topic, partitions):
+        fill = _task("producer", spec, target, topic, partitions, "send_many")
+        fill.call_records = max(1, min(10_000, spec.records // len(partitions)))
+        run_tasks([fill], target.boards_dir, advance)
+        yield topic, partitions
+
+
+def consume_once(
+    spec: Spec, target: Target, topic: str, partitions: Sequence[int], advance: Advance = lambda _: None
+) -> Measured:
+    """One round of consumers that share a filled topic's partitions."""
+    readers = [
+        _task("consumer", spec, target, topic, mine, spec.mode, number)
+        for number, mine in enumerate(shares(partitions, spec.consumers))
+    ]
+    for reader in readers:
+        reader.records, reader.stop_after_s = spec.records // len(readers), READ_TIMEOUT_S
+    return run_tasks(readers, target.boards_dir, advance)
 
 
 def latency(spec: Spec, target: Target, advance: Advance = lambda _: None) -> Found:
@@ -112,7 +127,8 @@ def _rounds(spec: Spec, run: Callable[[int], Measured]) -> list[Measured]:
     return [run(number) for number in range(spec.rounds)]
 
 
-def _produce_once(spec: Spec, target: Target, number: int, advance: Advance) -> Measured:
+def produce_once(spec: Spec, target: Target, number: int = 0, advance: Advance = lambda _: None) -> Measured:
+    """One round of producers on a topic of its own."""
     with target.topic(spec.topic, spec.partitions) as (topic, partitions):
         tasks = [
             _task("producer", spec, target, topic, mine, spec.mode, index)
@@ -154,6 +170,7 @@ def _task(
             "settings": spec.producer_settings if kind == "producer" else {"transport": spec.transport},
             "rate": spec.rate,
             "seed": spec.seed,
+            "content": spec.content,
             "core": number + (kind == "consumer") if spec.pin else None,
             "boards_dir": target.boards,
         },

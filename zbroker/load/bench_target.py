@@ -48,11 +48,10 @@ class Target:
             except TopicAlreadyExistsError:
                 assert self.broker is None, "its topics are new"
             found = admin.describe_topics([wanted])[wanted]
-            try:
-                yield wanted, [one.partition for one in found.partitions]
-            finally:
-                if self.broker is not None:
-                    admin.delete_topics([wanted], timeout_ms=CREATE_TIMEOUT_MS)
+        yield wanted, [one.partition for one in found.partitions]
+        if self.broker is not None:  # it may be another incarnation of it by now
+            with AdminClient(bootstrap_servers=self.bootstrap_servers) as admin:
+                admin.delete_topics([wanted], timeout_ms=CREATE_TIMEOUT_MS)
 
 
 @contextmanager

@@ -16,9 +16,11 @@ from typing import Literal
 
 import msgspec
 
+from zbroker.load.inputs import standard_library_files
 from zbroker.load.usage import Usage
 
 Mode = Literal["send", "sender", "send_many", "records", "batches"]
+Content = Literal["random", "text"]
 WARM_UP_RECORDS = 1_000
 STAMP_BYTES = 8
 _BLOCK_VALUES = 1_000
@@ -44,6 +46,7 @@ class Task(msgspec.Struct, kw_only=True):
     seed: int = 1
     core: int | None = None
     boards_dir: str = ""
+    content: Content = "random"
     warm_up_records: int = WARM_UP_RECORDS
     stop_after_s: float = 30.0
 
@@ -77,10 +80,26 @@ class Progress(msgspec.Struct):
     progress: int
 
 
-def fresh_values(count: int, size_bytes: int, seed: int) -> list[bytes]:
-    """`count` value objects of random bytes drawn from the seed, none of them shared."""
-    block = random.Random(seed).randbytes(size_bytes * min(count, _BLOCK_VALUES))
-    return [block[(n % _BLOCK_VALUES) * size_bytes : (n % _BLOCK_VALUES + 1) * size_bytes] for n in range(count)]
+def fresh_values(count: int, size_bytes: int, seed: int, content: Content = "random") -> list[bytes]:
+    """`count` value objects drawn from the seed, none of them shared: random bytes, or pieces of Python's standard
+    library, which compress as text does."""
+    if content == "random":
+        block = random.Random(seed).randbytes(size_bytes * min(count, _BLOCK_VALUES))
+    else:
+        block = _text(random.Random(seed), size_bytes * min(count, _BLOCK_VALUES))
+    pieces = len(block) // size_bytes
+    return [block[(n % pieces) * size_bytes : (n % pieces + 1) * size_bytes] for n in range(count)]
+
+
+def _text(rng: random.Random, size_bytes: int) -> bytes:
+    files = standard_library_files()
+    rng.shuffle(files)
+    found = bytearray()
+    for path in files:
+        found += path.read_bytes()
+        if len(found) >= size_bytes:
+            break
+    return bytes(found[:size_bytes])
 
 
 class Reporter:

@@ -70,6 +70,10 @@ class Series(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=Tru
     high: list[float] = []
     is_limit: bool = False
 
+    def limit(self) -> Series:
+        """The same as a limit, without its spread."""
+        return Series(name=self.name, x=self.x, y=self.y, is_limit=True)
+
 
 class Plot(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Lines over one axis."""
