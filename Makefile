@@ -35,8 +35,12 @@ unit: $(BIN)/.ready ## tests that start no broker
 system: $(BIN)/.ready ## tests with real processes and faults
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/system tests/fault
 
-bench: $(BIN)/.ready ## the short benchmarks; results in bench/results
-	$(BIN)/python -m bench
+bench: $(BIN)/.ready ## the short benchmarks, five minutes; results and plots in bench/results, tables in the documents
+	$(BIN)/python -m bench --rounds 2 --disk-records 6000000
+	$(BIN)/zbroker bench scale --rounds 2 -q -o bench/results/scale.json
+	$(BIN)/zbroker bench scale --many 1,10,100,1000 --readers 1,2,5,10,25,50 --logs 16,64,256 --rounds 1 -q -o bench/results/costs.json
+	$(BIN)/zbroker bench claims --rounds 1 -q -o bench/results/claims.json
+	$(BIN)/python -m bench.readme
 
 bench-peers: $(BIN)/.ready-peers ## zbroker beside Kafka, Redis, NATS and RabbitMQ, as far as they are installed
 	$(BIN)/python -m bench.peers $(PEERS_OPTIONS)

@@ -28,7 +28,7 @@ TRIES = 3_000
 PARTS = ("produce", "consume", "latency", "readers", "disk", "footprint")
 
 
-def measure(parts: tuple[str, ...], rounds: int, small: bool, disk: Path) -> list[Row]:
+def measure(parts: tuple[str, ...], rounds: int, small: bool, disk: Path, disk_records: int) -> list[Row]:
     """The rows of these parts, in the order of the table."""
     rows: list[Row] = []
     few = min(rounds, 3)
@@ -46,7 +46,7 @@ def measure(parts: tuple[str, ...], rounds: int, small: bool, disk: Path) -> lis
                 if "readers" in parts:
                     rows += reader_rows(world, few, 4 if small else READERS, 20 if small else WAKES)
         if "disk" in parts:
-            rows += disk_rows(disk, SMALL_RECORDS if small else DISK_RECORDS, few)
+            rows += disk_rows(disk, SMALL_RECORDS if small else disk_records, few)
         if "footprint" in parts:
             rows += footprint_rows(scratch, few, 20 if small else PARTITIONS, 0.5 if small else FOOTPRINT_S)
     return rows
@@ -57,9 +57,10 @@ def measure(parts: tuple[str, ...], rounds: int, small: bool, disk: Path) -> lis
 @click.option("--small", is_flag=True, help="Few records: checks that every part runs, says nothing about speed.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="These parts alone; the results are not saved.")
 @click.option("--disk", default="/var/tmp", show_default=True, type=Path, help="A directory on the disk to measure.")
-def main(rounds: int, small: bool, only: tuple[str, ...], disk: Path) -> None:
+@click.option("--disk-records", default=DISK_RECORDS, show_default=True, help="Records that are written to the disk.")
+def main(rounds: int, small: bool, only: tuple[str, ...], disk: Path, disk_records: int) -> None:
     """Measure the main path beside bare loops, print the table, and write bench/results/main_path.json."""
-    rows = measure(only or PARTS, rounds, small, disk)
+    rows = measure(only or PARTS, rounds, small, disk, disk_records)
     print_table(rows)
     if not small and not only:
         print(save("main_path", "python -m bench", rows, about="100-byte records, one worker"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from zbroker.load.bench_crew import run_tasks
+from zbroker.load.bench_target import own_broker
+from zbroker.load.bench_task import Task
 from zbroker.load.results import Results, load_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,10 +72,19 @@ def test_a_benchmark_says_what_it_measured_and_what_each_process_used(
 def test_an_open_loop_shows_delays_by_stage_and_draws_them() -> None:
     found = measured("e2e", "-n", "300", "--rounds", "1", "--rate", "300")
     names = {row.what for row in found.rows}
-    assert names >= {"end to end, p50", "due to appended, p50", "acknowledge, p99", "producer was late, p50"}
+    assert names >= {"end to end, p50", "due to appended, p50", "producer was late, p50"}
+    assert "acknowledge, called back, p99" in names
     at = {row.what: row.value for row in found.rows}
     assert at["end to end, p50"] <= at["end to end, p99"]
     assert [line.name for line in found.plots[0].series] == ["end to end", "due to appended"]
+
+
+def test_acknowledgements_are_waited_for_and_called_back() -> None:
+    found = measured("latency", "-n", "200", "--rounds", "1", "--rate", "400")
+    names = [row.what for row in found.rows]
+    assert names.count("producer was late, p50") == 2, "of either producer"
+    assert {"acknowledge, waited for, p50", "acknowledge, called back, p50"} <= set(names)
+    assert len(found.tables) == len(found.plots) == 2
 
 
 def test_failover_counts_what_was_acknowledged_and_reads_it_back() -> None:
@@ -96,3 +109,20 @@ def test_failover_hits_no_broker_but_its_own() -> None:
     done = run("failover", "-b", "ipc:///nonexistent/run")
     assert done.returncode == 2
     assert "its own" in done.stderr
+
+
+def test_a_pinned_process_runs_on_its_core_only() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    with own_broker(workers=2, pin=True) as target, target.topic("pinned", 2) as (topic, partitions):
+        assert target.broker is not None
+        for number in range(2):
+            pid = target.broker.pid_of(f"worker-{number}")
+            tasks = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+            assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {
+                frozenset({cores[number % len(cores)]})
+            }
+        task = Task(
+            role="producer", name="producer-0", bootstrap_servers=target.bootstrap_servers, topic=topic,
+            partitions=partitions, records=1_000, core=len(cores) + 1,
+        )  # fmt: skip
+        assert run_tasks([task], target.boards_dir).outcomes[0].cores == [cores[1 % len(cores)]]

@@ -53,7 +53,7 @@ def test_scale_shows_a_table_a_model_and_its_plots_and_a_page_can_be_made(tmp_pa
     assert page.count("<svg") == len(found.plots)
     assert not re.search(r"(src|href)=|https?://(?!www\.w3\.org/2000/svg)", page), "it loads nothing"
     for plot in found.plots:
-        ElementTree.parse(tmp_path / f"{plot.name}.svg")
+        ElementTree.parse(tmp_path / f"scale_{plot.name}.svg")
 
 
 def test_committed_results_make_a_page(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from bench.harness import RESULTS, row
-from bench.readme import README, written
+from bench.readme import DOCUMENTS, README, drawn, written
 from tests.bench_rows import ROWS
 from zbroker.load.results import BadResultsError, Spread, load_results, results, save_results
 
@@ -39,11 +40,24 @@ def test_the_published_table_has_every_row_that_is_due() -> None:
     assert all(one.value > 0 for one in saved.rows)
 
 
-def test_the_readme_shows_the_published_tables() -> None:
+def test_the_documents_show_the_published_tables() -> None:
     readme = README.read_text()
     for name in ("main_path", "failover", "durability"):
         assert f"<!-- figures of {name} -->" in readme
-    assert written(readme) == readme, "run python -m bench.readme"
+    for document in DOCUMENTS:
+        text = document.read_text()
+        assert written(text) == text, "run python -m bench.readme"
+
+
+def test_the_plots_are_those_of_the_published_results() -> None:
+    pictures = dict(drawn())
+    assert len(pictures) == len(list(drawn())) >= 2, "each has a name of its own"
+    for path, picture in pictures.items():
+        assert path.read_text() == picture, "run python -m bench.readme"
+    assert {path.name for path in RESULTS.glob("*.svg")} == {path.name for path in pictures}
+    shown = [name for document in DOCUMENTS for name in re.findall(r"results/(\w+\.svg)", document.read_text())]
+    assert len(set(shown)) >= 2
+    assert set(shown) <= {path.name for path in pictures}
 
 
 def test_a_row_says_whether_its_target_is_met_by_the_ratio_where_there_is_one() -> None:

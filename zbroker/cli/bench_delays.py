@@ -32,8 +32,8 @@ _TRANSPORT = click.option(
 def latency(options: Options, /, **given: object) -> None:
     """How long a record waits for its acknowledgement.
 
-    The loop is open: a record is due at a fixed moment, --rate times a second, and waits from then on, whether the
-    producer came to send it or not.
+    A record is due at a fixed moment, --rate times a second, and waits from then on, whether the producer came to send
+    it or not. One producer waits for each acknowledgement; another goes on and is called back.
     """
     _delays(options, is_read=False, **given)  # type: ignore[arg-type]  # click gives what the options declare
 
@@ -79,7 +79,7 @@ def _delays(
         topic=topic, records=records, size_bytes=size, partitions=partitions, acks=acks, compression=compression,
         transport=transport, rate=rate, pin=pin, rounds=rounds, seed=seed,
     )  # fmt: skip
-    processes = 2 if is_read else 1
+    processes = 2  # of each round: a producer and a consumer, or two producers in turn
     with (
         measured_target(options, workers, pin=pin, directory=directory) as (target, where),
         progress(options, "Sending", records * processes * (rounds + (rounds > 1))) as advance,

@@ -20,7 +20,10 @@ from zbroker.load.results import BadResultsError, load_results
     metavar="FILE", help="The page.",
 )  # fmt: skip
 @click.option(
-    "--plots", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Each plot as NAME.svg there, too."
+    "--plots",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Each plot as FILE_PLOT.svg there, too.",
 )
 @shared_options
 @pass_options
@@ -37,8 +40,9 @@ def report(options: Options, results: tuple[Path, ...], output: Path, plots: Pat
     written = [str(output)]
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
-        for plot in (plot for one in found for plot in one.plots):
-            path = plots / f"{plot.name}.svg"
+        named = ((source.stem, plot) for source, one in zip(results, found, strict=True) for plot in one.plots)
+        for stem, plot in named:
+            path = plots / f"{stem}_{plot.name}.svg"
             path.write_text(svg(plot), encoding="utf-8")
             written.append(str(path))
     if options.is_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from zbroker.cli.bench_options import Numbers, bench_options, show
 from zbroker.cli.options import Options, pass_options, shared_options
@@ -17,9 +18,9 @@ from zbroker.load.scale_costs import CostPlan, log_costs, partition_costs, reade
 @click.command()
 @click.option("--workers", default="1,2,4,8", show_default=True, type=Numbers(), help="Workers, by turns.")
 @click.option("--partitions", default="1,4,16,64", show_default=True, type=Numbers(), help="Partitions, by turns.")
-@click.option("--many", type=Numbers(), metavar="NUMBERS", help="What so many partitions cost, too: 1,10,100,1000.")
-@click.option("--readers", type=Numbers(), metavar="NUMBERS", help="So many readers of one log, too: 1,2,5,10,25,50.")
-@click.option("--logs", type=Numbers(), metavar="MEGABYTES", help="Logs of so many megabytes, too: 16,64,256,1024.")
+@click.option("--many", type=Numbers(), metavar="NUMBERS", help="What so many partitions cost: 1,10,100,1000.")
+@click.option("--readers", type=Numbers(), metavar="NUMBERS", help="So many readers of one log: 1,2,5,10,25,50.")
+@click.option("--logs", type=Numbers(), metavar="MEGABYTES", help="Logs of so many megabytes: 16,64,256,1024.")
 @click.option(
     "--records", "-n", default=1_200_000, show_default=True, type=click.IntRange(1), help="Of each run, all together."
 )
@@ -47,6 +48,9 @@ def scale(
 
     Each worker has a producer process and a consumer process of its own that reads what is being written. The plots
     (--output, then zbroker bench report) show the limits of the bare hardware and a model of where it bends.
+
+    --many, --readers and --logs measure how other costs grow, in place of workers and partitions unless these are
+    given, too.
     """
     if options.where():
         raise click.UsageError("scale starts a broker for each number of workers: it takes no other")
@@ -55,10 +59,11 @@ def scale(
         pin=pin, rounds=rounds, seed=seed, directory=directory,
     )  # fmt: skip
     costs = CostPlan(records=records, size_bytes=size, rounds=rounds, seed=seed, directory=directory)
+    is_whole = not (many or readers or logs) or _is_given("workers") or _is_given("partitions")
     turns = rounds + (rounds > 1)
-    total = plan.runs + turns * (len(many or ()) + len(readers or ()) + len(logs or ()))
+    total = plan.runs * is_whole + turns * (len(many or ()) + len(readers or ()) + len(logs or ()))
     with progress(options, "Measuring", total, unit="runs") as advance:
-        parts = [throughput(plan, advance)]
+        parts = [throughput(plan, advance)] if is_whole else []
         if many:
             parts.append(partition_costs(costs, many, advance))
         if readers:
@@ -73,3 +78,7 @@ def scale(
     about = f"{size}-byte records, {records:,} a run, acks={acks}" + (", pinned" if pin else "")
     where = {"data": directory or Path("/dev/shm")}
     show(options, found, about=about, seed=seed, directories=where, output=output)
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE

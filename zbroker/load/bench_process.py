@@ -30,7 +30,9 @@ def main() -> None:
     if task.core is not None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[task.core % len(cores)]})
-    say(WORK[task.role](task))
+    outcome = WORK[task.role](task)
+    outcome.cores = sorted(os.sched_getaffinity(0))
+    say(outcome)
 
 
 if __name__ == "__main__":

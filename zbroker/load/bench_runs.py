@@ -106,16 +106,34 @@ def consume_once(
 
 
 def latency(spec: Spec, target: Target, advance: Advance = lambda _: None) -> Found:
-    """From when a record was due to its acknowledgement, at a steady rate."""
-    runs = _rounds(spec, lambda number: _stamp_once(spec, target, number, advance, is_read=False))
-    return _delays("acknowledge", spec, runs, {"acknowledge": "latency", "producer was late": "lateness"}, "producer")
+    """From when a record was due to its acknowledgement, at a steady rate: by a producer that waits for each, and by
+    one that is called back."""
+    ways: dict[str, Mode] = {"acknowledge, waited for": "wait", "acknowledge, called back": "send"}
+    runs: dict[str, list[Measured]] = {name: [] for name in ways}
+
+    def both(number: int) -> Measured:
+        for name, mode in ways.items():
+            run = _stamp_once(spec, target, number, advance, mode)
+            if number >= 0:
+                runs[name].append(run)
+        return run
+
+    _rounds(spec, both)
+    found = Found([])
+    for name in ways:
+        one = _delays(name, spec, runs[name], {name: "latency", "producer was late": "lateness"}, "producer")
+        one.tables[0].title += f": {name}"
+        found.rows += one.rows
+        found.tables += one.tables
+        found.plots += one.plots
+    return found
 
 
 def end_to_end(spec: Spec, target: Target, advance: Advance = lambda _: None) -> Found:
     """From when a record was due to the hands of a consumer in another process, at a steady rate."""
-    runs = _rounds(spec, lambda number: _stamp_once(spec, target, number, advance, is_read=True))
+    runs = _rounds(spec, lambda number: _stamp_once(spec, target, number, advance, "send", is_read=True))
     found = _delays("end to end", spec, runs, {"end to end": "latency", "due to appended": "appended"}, "consumer")
-    acknowledged = _delays("acknowledge", spec, runs, {"acknowledge": "latency"}, "producer")
+    acknowledged = _delays("acknowledge", spec, runs, {"acknowledge, called back": "latency"}, "producer")
     late = [run.histogram("producer", "lateness") for run in runs]
     found.rows += acknowledged.rows + _latency_rows("producer was late", late)
     return found
@@ -140,9 +158,11 @@ def produce_once(spec: Spec, target: Target, number: int = 0, advance: Advance =
         return run_tasks(tasks, target.boards_dir, advance)
 
 
-def _stamp_once(spec: Spec, target: Target, number: int, advance: Advance, *, is_read: bool) -> Measured:
+def _stamp_once(
+    spec: Spec, target: Target, number: int, advance: Advance, mode: Mode, *, is_read: bool = False
+) -> Measured:
     with target.topic(spec.topic, spec.partitions) as (topic, partitions):
-        writer = _task("stamp_producer", spec, target, topic, partitions, "send")
+        writer = _task("stamp_producer", spec, target, topic, partitions, mode)
         writer.seed, writer.warm_up_records = spec.seed + number, 200
         tasks = [writer]
         if is_read:
@@ -217,7 +237,7 @@ def _delays(what: str, spec: Spec, runs: Sequence[Measured], kinds: dict[str, st
             curve = [(percent, value / 1000) for percent, value in merged.curve() if 0 < percent < 100]
             series.append(Series(name=name, x=[_nines(p) for p, _ in curve], y=[value for _, value in curve]))
     plot = Plot(
-        name=what.replace(" ", "_"),
+        name=what.replace(",", "").replace(" ", "_"),
         title=f"{what}: {spec.rate:,.0f} records a second of {spec.size_bytes} bytes, open loop",
         x_label="1 of so many records waits longer",
         y_label="us",

@@ -31,7 +31,7 @@ def produce(task: Task) -> Outcome:
     latency, lateness, reporter = Histogram(), Histogram(), Reporter()
     padding = random.Random(task.seed).randbytes(max(0, task.size_bytes - STAMP_BYTES))
     interval_ns = 1e9 / task.rate
-    is_closed = threading.Lock()
+    guard = threading.Lock()
     settings: dict[str, object] = {"linger_ms": 0, **task.settings}
     with Producer(settings, bootstrap_servers=task.bootstrap_servers) as producer:
         producer.partitions_for(task.topic)
@@ -45,7 +45,11 @@ def produce(task: Task) -> Outcome:
             lateness.add(sent_ns - due_ns)
             partition = task.partitions[number % len(task.partitions)]
             future = producer.send(task.topic, due_ns.to_bytes(STAMP_BYTES, "little") + padding, partition=partition)
-            future.add_done_callback(_acknowledged(due_ns, latency, is_closed))
+            if task.mode == "wait":
+                future.result(task.stop_after_s)
+                latency.add(time.monotonic_ns() - due_ns)
+            else:
+                future.add_done_callback(_acknowledged(due_ns, latency, guard))
             reporter.advance(1)
         producer.flush()
         ended_ns = time.monotonic_ns()

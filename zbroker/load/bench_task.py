@@ -19,7 +19,7 @@ import msgspec
 from zbroker.load.inputs import standard_library_files
 from zbroker.load.usage import Usage
 
-Mode = Literal["send", "sender", "send_many", "records", "batches"]
+Mode = Literal["send", "sender", "send_many", "wait", "records", "batches"]
 Content = Literal["random", "text"]
 WARM_UP_RECORDS = 1_000
 STAMP_BYTES = 8
@@ -29,7 +29,8 @@ _BLOCK_VALUES = 1_000
 class Task(msgspec.Struct, kw_only=True):
     """What one process of a benchmark has to do. Times in ns on the host's monotonic clock, `rate` in records a second.
 
-    `stop_after_s` ends a consumer that got nothing for so long.
+    `stop_after_s` ends a consumer that got nothing for so long. The mode "wait" is that of a stamp_producer which waits
+    for each acknowledgement before it sends what is due next.
     """
 
     role: Literal["producer", "consumer", "stamp_producer", "stamp_consumer"]
@@ -55,7 +56,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     """What one process did between its first and its last record. Histograms by `Histogram.as_counts`.
 
     `latency`: to the acknowledgement, or to the reader's hands; `lateness`: from when a record was due to when it was
-    sent; `appended`: from when it was due to when it lay in the log.
+    sent; `appended`: from when it was due to when it lay in the log. `cores`: those that it may run on.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     began_ns: int
     ended_ns: int
     usage: Usage
+    cores: list[int] = []
     latency: dict[int, int] = {}
     lateness: dict[int, int] = {}
     appended: dict[int, int] = {}

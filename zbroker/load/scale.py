@@ -177,7 +177,7 @@ def _plot(plan: ScalePlan, found: dict[str, list[dict[str, float]]], constants: 
     )
     series += _limits(constants, cores)
     return Plot(
-        name="scale_workers",
+        name="workers",
         title=f"Records acknowledged a second, {plan.size_bytes} bytes, {cores} cores",
         x_label="workers, each with a producer and a consumer",
         y_label="records/s (median of the rounds)",

@@ -98,7 +98,7 @@ def partition_costs(plan: CostPlan, counts: Sequence[int], advance: Advance = la
     x = [float(count) for count in counts]
     plots = [
         Plot(
-            name="scale_partitions_descriptors", title="Open files of a worker", x_label="partitions", y_label="files",
+            name="partitions_descriptors", title="Open files of a worker", x_label="partitions", y_label="files",
             series=[
                 _series("worker", "descriptors", found),
                 Series(name="the host's limit (RLIMIT_NOFILE)", x=x, y=[float(limit)] * len(x), is_limit=True),
@@ -106,7 +106,7 @@ def partition_costs(plan: CostPlan, counts: Sequence[int], advance: Advance = la
             is_log_x=True, is_log_y=True,
         ),
         Plot(
-            name="scale_partitions_memory", title="Resident memory", x_label="partitions", y_label="MiB",
+            name="partitions_memory", title="Resident memory", x_label="partitions", y_label="MiB",
             series=[
                 _series("worker", "worker_mib", found),
                 _series("producer that sends to all of them", "producer_mib", found),
@@ -116,7 +116,7 @@ def partition_costs(plan: CostPlan, counts: Sequence[int], advance: Advance = la
             is_log_x=True,
         ),
         Plot(
-            name="scale_partitions_recovery", title="From kill -9 of everything to a record in every partition",
+            name="partitions_recovery", title="From kill -9 of everything to a record in every partition",
             x_label="partitions", y_label="s",
             series=[
                 _series("kill of all processes, start, a record acknowledged in each", "recover_s", found),
@@ -210,7 +210,7 @@ def reader_costs(plan: CostPlan, counts: Sequence[int], advance: Advance = lambd
         {"RECORDS/S, ALL": "records_per_s", "WORKER ms": "worker_ms", "MiB A READER": "reader_mib"}, found,
     )  # fmt: skip
     plot = Plot(
-        name="scale_readers", title="Records read a second by all readers of one log", x_label="readers",
+        name="readers", title="Records read a second by all readers of one log", x_label="readers",
         y_label="records/s",
         series=[
             _series("readers together", "records_per_s", found),
@@ -241,7 +241,7 @@ def log_costs(plan: CostPlan, megabytes: Sequence[int], advance: Advance = lambd
     )  # fmt: skip
     plots = [
         Plot(
-            name="scale_logs", title="Filling and reading logs of several lengths", x_label="megabytes of values",
+            name="logs", title="Filling and reading logs of several lengths", x_label="megabytes of values",
             y_label="MB/s",
             series=[
                 _series("filled, acknowledged", "fill_mb_per_s", found),
@@ -252,7 +252,7 @@ def log_costs(plan: CostPlan, megabytes: Sequence[int], advance: Advance = lambd
             is_log_x=True, is_log_y=True,
         ),
         Plot(
-            name="scale_logs_recovery", title="From kill -9 of everything to a record acknowledged",
+            name="logs_recovery", title="From kill -9 of everything to a record acknowledged",
             x_label="megabytes of values", y_label="s",
             series=[_series("recovery", "recover_s", found), _series("bare mapped scan", "bare_read_s", found).limit()],
             is_log_x=True, is_log_y=True,

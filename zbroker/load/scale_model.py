@@ -121,7 +121,7 @@ def paper_plot(constants: Constants) -> Plot:
     cores = [float(number) for number in PAPER_CORES]
     rates = [constants.rate(constants.bend(number), constants.bend(number), number) for number in PAPER_CORES]
     return Plot(
-        name="scale_paper",
+        name="paper",
         title=f"On paper: records of {constants.size_bytes} bytes a second, by the model",
         x_label="cores",
         y_label="records/s",

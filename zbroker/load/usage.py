@@ -7,6 +7,7 @@ takes its counts with it: processes are read while they live.
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -69,6 +70,8 @@ class Usage(Struct, frozen=True):
             cpu_ns += ran_ns
             sleeps += int(status["voluntary_ctxt_switches"])
             preemptions += int(status["nonvoluntary_ctxt_switches"])
+        if pid == "self":  # a running thread's schedstat is as old as its last tick
+            cpu_ns = time.process_time_ns()
         status, io = _fields(root / "status"), _fields(root / "io")
         return cls(
             cpu_ns,

@@ -132,7 +132,7 @@ def index_lookup(scope: Scope) -> Claim:
         ],
         plots=[
             Plot(
-                name="claim_index",
+                name="index",
                 title="Seek to any offset and the first record",
                 x_label="records in the log",
                 y_label="us (median)",
