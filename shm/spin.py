@@ -108,8 +108,8 @@ class SpinWatch:
         return self._watch_until(is_ready, now_ns, now_ns + self._spin_ns)
 
     def watch_for_announced(self, is_ready: Callable[[], bool]) -> bool:
-        """Somebody has rung ahead: watch for what is to come, whatever was found out of other waits."""
-        self._idle_since_ns = 0
+        """Somebody has rung, perhaps ahead: watch for what is to come, whatever was found out of other waits. It is a
+        part of the sleep that the ring has ended, and is judged with it."""
         now_ns = self._clock_ns()
         if not self._spin_ns or now_ns < self._rest_until_ns:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zbroker.shm.spin import (
+    EXPECTED_NS,
     PREEMPTED_NS,
     PROBE_EVERY,
     REST_MAX_NS,
@@ -116,3 +117,15 @@ def test_it_rests_while_somebody_else_wants_the_core_and_longer_each_time() -> N
     assert rests[0] < 2 * REST_MIN_NS
     assert rests[4] > 2 * rests[0]
     assert max(rests) <= REST_MAX_NS + REST_MIN_NS
+
+
+def test_what_was_announced_is_watched_for_and_judged_as_part_of_the_sleep() -> None:
+    world = World(waking_ns=1_000).tried()
+    world.ready_ns = world.now_ns + 100_000
+    assert not world.watch.watch(world.is_ready), "sleeping was found to be as fast"
+    assert world.watch.watch_for_announced(world.is_ready)
+    world.ready_ns = 1 << 62
+    before_ns = world.now_ns
+    assert not world.watch.watch_for_announced(world.is_ready)
+    assert EXPECTED_NS <= world.now_ns - before_ns <= EXPECTED_NS + 2 * STEP_NS
+    assert not World(cores=1).watch.watch_for_announced(lambda: True)

@@ -230,14 +230,14 @@ class Exchange:
             self._pump_lock.release()
 
     def _pump(self, timeout_ms: float) -> int:
-        delivered = self._deliver()
-        if delivered or timeout_ms <= 0:
+        if (delivered := self._deliver()) or timeout_ms <= 0:
             return delivered
         if self._lane_list and self._spin.watch(self._has_come):
             return self._deliver()
         self._sleep(min(timeout_ms, SLEEP_MS))
-        is_there = self._spin.watch_for_announced
-        return self._deliver() or (self._doorbell.has_rung and is_there(self._has_come) and self._deliver())
+        if self._doorbell.has_rung:
+            self._spin.watch_for_announced(self._has_come)
+        return 0 if self.has_more() else self._deliver()  # who waits for more than answers has it: they may come later
 
     def _has_come(self) -> bool:
         return has_reply(self._lane_list) or self.has_more()

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from zbroker.clock import NS_PER_MS, Clock, HostClock
 
 IDLE_MS = 200
+POLL_INTERVAL_NS = 200_000  # between two looks at the descriptors while the hook has work
 MESSAGES_A_TURN = 64  # of one socket, before the others have theirs
 
 
@@ -67,6 +68,7 @@ class Loop:
         self._signals: dict[int, Callable[[], None]] = {}
         self._previous_handlers: dict[int, Any] = {}
         self._signal_pipe: tuple[int, int] | None = None
+        self._polled_ns = 0
         self.before_sleep: Callable[[], bool] = lambda: True
         self.after_sleep: Callable[[], None] = lambda: None
 
@@ -152,8 +154,13 @@ class Loop:
             if self._timers:
                 timeout_ms = min(timeout_ms, max(0.0, (self._timers[0][0] - self._clock.now_ns()) / NS_PER_MS))
             # The hook may send, and so swallow a socket's signal: look again before sleeping on it.
-            may_sleep = timeout_ms > 0 and self.before_sleep() and not any(s.needs_look for s, _ in self._served)
+            has_rest = timeout_ms > 0 and self.before_sleep()
+            if not has_rest and self._clock.now_ns() - self._polled_ns < POLL_INTERVAL_NS:
+                self.after_sleep()
+                return 0  # the caller has work: descriptors may wait a little
+            may_sleep = has_rest and not any(s.needs_look for s, _ in self._served)
             events = self._epoll.poll(timeout_ms / 1000 if may_sleep else 0)
+            self._polled_ns = self._clock.now_ns()
             self.after_sleep()
         else:
             events = self._epoll.poll(0)
