@@ -34,10 +34,11 @@ COUNTED_MAX_NS: Final = 2_000_000  # one wait for something else must not decide
 
 
 class SpinWatch:
-    """See the module. One thread uses it. `spin_us` 0, or a single core: it never watches."""
+    """See the module. One thread uses it. A single core: it never watches; `spin_us` 0: only for what was announced."""
 
     __slots__ = (
         "_clock_ns",
+        "_has_cores",
         "_idle_since_ns",
         "_is_counted",
         "_is_watching",
@@ -53,7 +54,8 @@ class SpinWatch:
     )
 
     def __init__(self, spin_us: int, core_count: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self._spin_ns = spin_us * NS_PER_US if core_count > 1 else 0
+        self._has_cores = core_count > 1
+        self._spin_ns = spin_us * NS_PER_US if self._has_cores else 0
         self._clock_ns = clock_ns
         self._score = SCORE_MAX
         self._slept_count = 0
@@ -105,18 +107,7 @@ class SpinWatch:
                 return False
         elif self._slept_count % PROBE_EVERY:
             return False
-        return self._watch_until(is_ready, now_ns, now_ns + self._spin_ns)
-
-    def watch_for_announced(self, is_ready: Callable[[], bool]) -> bool:
-        """Somebody has rung, perhaps ahead: watch for what is to come, whatever was found out of other waits. It is a
-        part of the sleep that the ring has ended, and is judged with it."""
-        now_ns = self._clock_ns()
-        if not self._spin_ns or now_ns < self._rest_until_ns:
-            return False
-        return self._watch_until(is_ready, now_ns, now_ns + EXPECTED_NS)
-
-    def _watch_until(self, is_ready: Callable[[], bool], now_ns: int, end_ns: int) -> bool:
-        clock_ns = self._clock_ns
+        end_ns = now_ns + self._spin_ns
         while not is_ready():
             before_ns, now_ns = now_ns, clock_ns()
             if now_ns - before_ns > PREEMPTED_NS:
@@ -126,4 +117,17 @@ class SpinWatch:
             if now_ns >= end_ns:
                 return False
         self._rest_ns = max(REST_MIN_NS, self._rest_ns - self._rest_ns // 8)
+        return True
+
+    def watch_for_announced(self, is_ready: Callable[[], bool]) -> bool:
+        """Somebody has rung, perhaps ahead: watch for what is to come, whatever was found out of other waits. It is a
+        part of the sleep that the ring has ended, and is judged with it. Also while it rests: to sleep again would cost
+        a second wake-up."""
+        if not self._has_cores:
+            return False
+        clock_ns = self._clock_ns
+        end_ns = clock_ns() + EXPECTED_NS
+        while not is_ready():
+            if clock_ns() >= end_ns:
+                return False
         return True
