@@ -36,7 +36,7 @@ from zbroker.shm.layout import Counter
 from zbroker.storage.copied_log import CopiedLog
 from zbroker.wire.codec import encode
 from zbroker.wire.inner_messages import PartitionGrant
-from zbroker.wire.layout import PRODUCED, Api
+from zbroker.wire.layout import FLAG_AWAITED, PRODUCED, Api
 from zbroker.wire.messages import LowWatermark
 from zbroker.workers.host import Host
 from zbroker.workers.open_copy import OpenCopy, is_damage
@@ -159,7 +159,7 @@ class Leader(OpenCopy):
         """Take a PRODUCE request: answer it, or see to it that it will be. The batch is checked on our own copy."""
         header, body = request.header, request.body
         if self._core.progress is None and body and len(body[0]) <= _SOON_BYTES:
-            self._host.rouse(self._core.waits, request.route if header.acks in (1, -1) else None)
+            self._host.rouse(self._core.waits, request.route if header.flags & FLAG_AWAITED else None)
         try:
             if len(body) != 1:
                 request.take_options()

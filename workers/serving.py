@@ -159,7 +159,7 @@ class Serving:
             request.reply()
 
         deadline_ns = self._deadline_ns(request.header.timeout_ms)
-        self._wait_of[route] = self._waits.open(watched, deadline_ns, wake, end, route)
+        self._wait_of[route] = self._waits.open(watched, deadline_ns, wake, end, route if rings else None)
 
     def forget(self, route: Route) -> None:
         """End the wait of a lane without an answer: its client left, or asked for another."""

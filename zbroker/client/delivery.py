@@ -35,7 +35,7 @@ from zbroker.errors import (
     UnknownTopicOrPartitionError,
     error_for,
 )
-from zbroker.wire.layout import FLAG_FIRST, Api
+from zbroker.wire.layout import FLAG_AWAITED, FLAG_FIRST, Api
 
 RECEIVE_MS: Final = 5
 SERVICE_MIN_MS: Final = 0.2
@@ -89,6 +89,7 @@ class Delivery:
         self.used_bytes = 0
         self.failed_at_close = 0
         self.waited_ns = 0
+        self._is_awaited = False
         self._is_rousing = len(os.sched_getaffinity(0)) > 1
         self.background = Background(self, connection, settings.linger_ms)
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
@@ -144,7 +145,8 @@ class Delivery:
         self._connection.submit(
             target, Api.PRODUCE, frames, answered if self.acks else None,
             topic_id=topic_id, partition=queue.partition, leader_epoch=epoch, acks=self.acks,
-            flags=0 if queue.in_flight else FLAG_FIRST, timeout_ms=timeout_ms, over=lane,
+            flags=(0 if queue.in_flight else FLAG_FIRST) | (FLAG_AWAITED if self._is_awaited else 0),
+            timeout_ms=timeout_ms, over=lane,
         )  # fmt: skip
         return Sent.YES
 
@@ -224,7 +226,11 @@ class Delivery:
                 self._connection.rouse(route.process)
             with self.lock:
                 if queue.open is batch:
-                    queue.close_open()
+                    self._is_awaited = self._is_rousing and self.acks in (1, -1)
+                    try:
+                        queue.close_open()
+                    finally:
+                        self._is_awaited = False
         self._make_calls([])
         if batch.queue.needs_leader:
             self._serve_queues()

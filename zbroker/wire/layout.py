@@ -7,7 +7,7 @@
 The router reads this and nothing else. A reply repeats the request's header with kind 1 and, when it failed, the
 error's number; the body of a failed reply is the message as UTF-8 text. `target` is a process number (`zbroker.ids`).
 
-Flags: bit 0 is FLAG_FIRST of PRODUCE, FLAG_KEEP of WAIT; other bits and the zero word are ignored by this version.
+Flags: PRODUCE has FLAG_FIRST and FLAG_AWAITED, WAIT has FLAG_KEEP; other bits and the zero word are ignored by this version.
 
 Unknown version: refused with UnsupportedVersionError, which the reply's header carries in the asker's version. Unknown
 kind or api: InvalidRequestError.
@@ -37,6 +37,7 @@ PEER = struct.Struct("<III")
 
 FLAG_FIRST: Final = 1
 FLAG_KEEP: Final = 1
+FLAG_AWAITED: Final = 2
 """Of a produce request: nothing else of its producer and partition is in flight. A leader that refused a batch takes
 no later one of the same producer before it sees this flag, so that a batch cannot be overtaken by the next."""
 
