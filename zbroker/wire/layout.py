@@ -7,7 +7,7 @@
 The router reads this and nothing else. A reply repeats the request's header with kind 1 and, when it failed, the
 error's number; the body of a failed reply is the message as UTF-8 text. `target` is a process number (`zbroker.ids`).
 
-Flags: PRODUCE has FLAG_FIRST and FLAG_AWAITED, WAIT has FLAG_KEEP; other bits and the zero word are ignored by this version.
+Flags: PRODUCE has FLAG_FIRST and FLAG_AWAITED, WAIT has FLAG_KEEP; other bits and the zero word are ignored.
 
 Unknown version: refused with UnsupportedVersionError, which the reply's header carries in the asker's version. Unknown
 kind or api: InvalidRequestError.
