@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zbroker.errors import ConfigError, InvalidRecordError
+from zbroker.errors import ConfigError, CorruptRecordError, InvalidRecordError
 from zbroker.record.batch import check_batch, read_header
 from zbroker.record.columns import Columns, encode_columns
 from zbroker.record.layout import (
@@ -138,3 +138,38 @@ def test_the_producers_numbers_are_in_the_header() -> None:
     assert (header.producer_id, header.producer_epoch, header.base_sequence) == (9, 2, 5)
     header = read_header(encode_columns([b"v"], timestamp_ms=1))
     assert (header.producer_id, header.producer_epoch, header.base_sequence) == (-1, -1, -1)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 300, (64 << 10) + 1])
+@pytest.mark.parametrize("count", [1, 15, 16, 63, 64, 65, 130])
+def test_values_of_one_length_come_back_as_they_were(length: int, count: int) -> None:
+    values = [bytes([number % 251]) * length for number in range(count)]
+    keys = [b"%04d" % number for number in range(count)]
+    columns = columns_of(encode_columns(values, keys, timestamp_ms=NOW_MS))
+    assert columns.values() == values
+    assert columns.keys() == keys
+    assert columns.value_ends.tolist() == [length * (number + 1) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [9_999, 10_000, 10_001, 20_000])
+def test_many_values_of_one_length_come_back(count: int) -> None:
+    values = [b"%06d" % number for number in range(count)]
+    assert columns_of(encode_columns(values, timestamp_ms=NOW_MS)).values() == values
+
+
+@pytest.mark.parametrize("odd", [1, 49, 98])
+def test_a_single_value_of_another_length_is_not_overlooked(odd: int) -> None:
+    values = [b"%05d" % number for number in range(100)]
+    values[odd] += b"more"
+    columns = columns_of(encode_columns(values, timestamp_ms=NOW_MS))
+    assert columns.values() == values
+    values[odd + 1 if odd < 98 else odd - 1] = b"5"  # all together as long as values of one length
+    assert columns_of(encode_columns(values, timestamp_ms=NOW_MS)).values() == values
+
+
+def test_ends_that_look_even_at_both_sides_and_lie_between_are_an_error() -> None:
+    batch = encode_columns([b"12345"] * 100, timestamp_ms=NOW_MS)
+    columns = columns_of(batch)
+    columns.value_ends[50] = columns.value_ends[49] - 1
+    with pytest.raises(CorruptRecordError):
+        columns.values()

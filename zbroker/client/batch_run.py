@@ -8,15 +8,14 @@ is the end of a segment or damage, only the caller can know.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from zbroker.errors import CorruptRecordError
 from zbroker.record.batch import read_header
-from zbroker.record.layout import HEADER_BYTES, LOG_OVERHEAD, MAGIC_COLUMNS, MAGIC_ROWS
+from zbroker.record.layout import HEADER_BYTES, LOG_OVERHEAD, MAGIC_COLUMNS, MAGIC_ROWS, BatchHeader
 from zbroker.record.view import RecordBatch
 
-MakeBatch = Callable[..., RecordBatch]
+MakeBatch = Callable[[memoryview, BatchHeader], RecordBatch]
 
 _LENGTH_MIN = HEADER_BYTES - LOG_OVERHEAD
 
@@ -29,15 +28,13 @@ class Decoding(NamedTuple):
     value_deserializer: Callable[[bytes], Any] | None = None
 
     def maker(self, topic: str, partition: int) -> MakeBatch:
-        """A function that makes a RecordBatch of this partition: `make(view, header=header)`."""
-        return partial(
-            RecordBatch,
-            topic,
-            partition,
-            check_crc=self.check_crcs,
-            key_deserializer=self.key_deserializer,
-            value_deserializer=self.value_deserializer,
-        )
+        """A function that makes a RecordBatch of this partition: `make(view, header)`."""
+        check_crcs, of_keys, of_values = self
+
+        def make(view: memoryview, header: BatchHeader) -> RecordBatch:
+            return RecordBatch(topic, partition, view, header, check_crcs, of_keys, of_values)
+
+        return make
 
 
 class Run(NamedTuple):
@@ -70,7 +67,7 @@ def read_run(
         ):
             break
         try:
-            batches.append(make(view[position:following], header=header))
+            batches.append(make(view[position:following], header))
         except CorruptRecordError:
             if not batches:
                 raise

@@ -154,7 +154,9 @@ class PartitionQueue:
                 timestamps_ms=batch.timestamps_ms if batch.has_times else None,
                 compression=self.producer.compression,
                 compression_level=self.producer.compression_level,
-                **stamp._asdict(),
+                producer_id=stamp.producer_id,
+                producer_epoch=stamp.producer_epoch,
+                base_sequence=stamp.base_sequence,
             )
         except Exception as error:
             # Whatever the encoder says of them: these records have futures that somebody may wait for.

@@ -8,7 +8,8 @@ to find out (`columns.py`, `rows.py`).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from zbroker.errors import CorruptRecordError, InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError
 from zbroker.record.crc import ReadableBuffer, crc32c
@@ -40,7 +41,8 @@ _U32 = struct.Struct(">I")
 _PRODUCER = struct.Struct(">qhi")
 _I16 = struct.Struct(">h")
 _unpack_header = HEADER.unpack_from
-_make_header = BatchHeader._make
+# Not `BatchHeader._make`, which is a call in Python: a reader decodes a header for each batch.
+_make_header: Callable[[tuple[int, ...]], BatchHeader] = partial(tuple.__new__, BatchHeader)
 _MAGICS = (MAGIC_COLUMNS, MAGIC_ROWS)
 
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from zbroker.errors import CorruptRecordError, InvalidRecordError, MessageSizeTooLargeError
 from zbroker.record.batch import write_crc
-from zbroker.record.blobs import cut, decode_headers, with_nulls
+from zbroker.record.blobs import EVEN_BYTES_MAX, EVEN_COUNT_MAX, cut, decode_headers, even_ends, with_nulls
 from zbroker.record.compression import DECOMPRESSED_BYTES_MAX, NONE, codec_number, compress, decompress
 from zbroker.record.layout import (
     BATCH_BYTES_MAX,
@@ -119,23 +119,22 @@ def _lay_out(
     flags = 0
     arrays: list[bytes] = []
     bitmaps: list[bytes] = []
-    present, ends, nulls = _column(values)
-    _add_padded(arrays, ends.tobytes())
+    present, ends, blob_bytes, nulls = _column(values)
+    _add_padded(arrays, ends)
     if nulls:
         flags |= FLAG_NULL_VALUES
         _add_padded(bitmaps, nulls)
     columns: list[Sequence[bytes]] = [present]
-    blob_bytes = ends[-1]
     if keys is not None and keys.count(None) < count:
         assert len(keys) == count
         flags |= FLAG_KEYS
-        present, ends, nulls = _column(keys)
-        _add_padded(arrays, ends.tobytes())
+        present, ends, key_bytes, nulls = _column(keys)
+        _add_padded(arrays, ends)
         if nulls:
             flags |= FLAG_NULL_KEYS
             _add_padded(bitmaps, nulls)
         columns.append(present)
-        blob_bytes += ends[-1]
+        blob_bytes += key_bytes
     arrays += bitmaps
     if timestamps_ms is not None:
         flags |= FLAG_TIMESTAMPS
@@ -144,9 +143,9 @@ def _lay_out(
         assert len(headers) == count
         flags |= FLAG_HEADERS
         columns.append(list(map(_encode_headers, headers)))
-        ends = _ends(columns[-1])
-        _add_padded(arrays, ends.tobytes())
-        blob_bytes += ends[-1]
+        ends, header_bytes = _ends(columns[-1])
+        _add_padded(arrays, ends)
+        blob_bytes += header_bytes
     if deltas is not None:
         _add_padded(arrays, array("I", deltas).tobytes())
     body_bytes = sum(map(len, arrays)) + blob_bytes
@@ -164,10 +163,10 @@ def _join(parts: list[bytes], size_bytes: int) -> bytearray:
     return joined
 
 
-def _column(blobs: Sequence[Blob]) -> tuple[Sequence[bytes], array[int], bytes]:
-    """(blobs without None, their ends, a bitmap of the None or b'')."""
+def _column(blobs: Sequence[Blob]) -> tuple[Sequence[bytes], bytes, int, bytes]:
+    """(blobs without None, their ends, the last of these, a bitmap of the None or b'')."""
     try:
-        return blobs, _ends(blobs), b""  # type: ignore[return-value]  # None in it makes len fail
+        return blobs, *_ends(blobs), b""  # type: ignore[return-value]  # None in it makes len fail
     except TypeError:
         nulls = bytearray(len(blobs) + 7 >> 3)
         for index, blob in enumerate(blobs):
@@ -175,16 +174,25 @@ def _column(blobs: Sequence[Blob]) -> tuple[Sequence[bytes], array[int], bytes]:
                 nulls[index >> 3] |= 1 << (index & 7)
         present = [b"" if blob is None else blob for blob in blobs]
     try:
-        return present, _ends(present), bytes(nulls)
+        return present, *_ends(present), bytes(nulls)
     except TypeError as error:
         raise InvalidRecordError(f"a value or key is not bytes: {error}", hint=_BYTES_WANTED) from None
 
 
-def _ends(blobs: Sequence[Blob]) -> array[int]:
+def _ends(blobs: Sequence[Blob]) -> tuple[bytes, int]:
+    """The ends of a column as they are written, and the last of them."""
+    lengths = list(map(len, blobs))  # type: ignore[arg-type]  # None: TypeError, as wanted
+    count, first = len(lengths), lengths[0]
+    # Records of one length are common, and adding the lengths up costs twice as much as asking for them. Two looks
+    # first: comparing all of them costs more than it saves where they differ.
+    may_be_even = first == lengths[-1] == lengths[count >> 1] and count <= EVEN_COUNT_MAX and first <= EVEN_BYTES_MAX
+    if may_be_even and lengths.count(first) == count:
+        return even_ends(first, count), first * count
     try:
-        return array("I", list(accumulate(map(len, blobs))))  # type: ignore[arg-type]  # None: TypeError, as wanted
+        ends = array("I", list(accumulate(lengths)))
     except OverflowError:
         raise MessageSizeTooLargeError("a column of more than 4 GiB cannot be written down") from None
+    return ends.tobytes(), ends[-1]
 
 
 def _add_padded(arrays: list[bytes], data: bytes) -> None:
@@ -297,13 +305,13 @@ class Columns:
     def values(self) -> list[bytes | None]:
         """Every value as bytes."""
         nulls = self._value_nulls if self._flags & FLAG_NULL_VALUES else None
-        return with_nulls(cut(bytes(self.data), self.value_ends), nulls)
+        return with_nulls(cut(self.data, self.value_ends), nulls)
 
     def keys(self) -> list[bytes | None]:
         """Every key as bytes, None where a record has none."""
         if self.key_ends is None:
             return [None] * self.count
-        return with_nulls(cut(bytes(self._body[self._key_blob]), self.key_ends), self._key_nulls)
+        return with_nulls(cut(self._body[self._key_blob], self.key_ends), self._key_nulls)
 
     def timestamps(self) -> list[int]:
         """Every record's time in milliseconds."""
@@ -327,7 +335,7 @@ class Columns:
         """Every record's headers, or None when no record of the batch has any."""
         if not self._flags & FLAG_HEADERS or self._header_ends is None:
             return None
-        return list(map(decode_headers, cut(bytes(self._body[self._header_blob]), self._header_ends)))
+        return list(map(decode_headers, cut(self._body[self._header_blob], self._header_ends)))
 
 
 def plain_values(batch: memoryview, header: BatchHeader) -> tuple[memoryview, memoryview] | None:

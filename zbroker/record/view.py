@@ -52,7 +52,7 @@ class ValuesView(Sequence[memoryview]):
 
     def tolist(self) -> list[bytes]:
         """Every value as bytes of its own; a null value is b''."""
-        return cut(bytes(self.data), self.ends)
+        return cut(self.data, self.ends)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -94,7 +94,6 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
         topic: str,
         partition: int,
         batch: memoryview,
-        *,
         header: BatchHeader | None = None,
         check_crc: bool = True,
         key_deserializer: Deserializer | None = None,
@@ -174,12 +173,13 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
 
     def values(self) -> ValuesView:
         """The values. Without a copy when the batch is columnar and not compressed."""
-        if not self.header.record_count:
+        header = self.header
+        if not header.record_count:
             return ValuesView(memoryview(b""), memoryview(array("I")))
-        if self.header.magic == MAGIC_COLUMNS:
-            plain = plain_values(self._batch, self.header)
+        if header.magic == MAGIC_COLUMNS:
+            plain = plain_values(self._batch, header)
             if plain is not None:
-                return ValuesView(plain[0], plain[1])
+                return ValuesView(*plain)
             columns = self._read_columns()
             return ValuesView(columns.data, columns.value_ends)
         blobs = [row[2] or b"" for row in self._read_rows()]
