@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.peers import processes
@@ -254,8 +254,16 @@ def wait_for_metadata(admin: Any, nodes: int = 1) -> None:
 
 def make_topic(admin: Any, topic: Any) -> None:
     """Make a topic and wait until it has a leader."""
-    admin.create_topics([topic])[topic.topic].result(TIMEOUT_S)
     deadline_s = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            admin.create_topics([topic])[topic.topic].result(TIMEOUT_S)
+            break
+        except KafkaException as error:
+            # The client drops its bootstrap connections, and what waits on them, when it has learned the brokers.
+            code = error.args[0]
+            if time.monotonic() > deadline_s or not (code.retriable() or code.code() == KafkaError._DESTROY_BROKER):
+                raise
     while not _has_leader(admin, topic.topic):
         assert time.monotonic() < deadline_s, "the topic gets no leader"
         time.sleep(0.005)

@@ -12,7 +12,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.peers import kafka, processes
 from bench.peers.failover import COPIES, TOPIC, Cluster, Done
-from bench.peers.system import TIMEOUT_S
+
+ASK_TIMEOUT_S = 5.0
 
 
 class KafkaCluster(Cluster):
@@ -60,7 +61,9 @@ class KafkaCluster(Cluster):
         self._producer.poll(0)
 
     def kill_leader(self) -> None:
-        self._killed = self._nodes[self._partition().leader]
+        found = self._partition()
+        assert found is not None, "it was whole just now"
+        self._killed = self._nodes[found.leader]
         self._killed.stop()
 
     def is_whole(self) -> bool:
@@ -73,5 +76,8 @@ class KafkaCluster(Cluster):
         self._killed = None
 
     def _partition(self) -> Any:
-        """What a broker knows of the partition; None when that one has only just started."""
-        return self._admin.list_topics(TOPIC, timeout=TIMEOUT_S).topics[TOPIC].partitions.get(0)
+        """What a broker knows of the partition; None when that one has only just started, or has just died."""
+        try:
+            return self._admin.list_topics(TOPIC, timeout=ASK_TIMEOUT_S).topics[TOPIC].partitions.get(0)
+        except KafkaException:
+            return None
