@@ -42,7 +42,7 @@ def test_the_published_table_has_every_row_that_is_due() -> None:
 
 def test_the_documents_show_the_published_tables() -> None:
     readme = README.read_text()
-    for name in ("main_path", "failover", "durability"):
+    for name in ("main_path", "peers", "failover", "durability"):
         assert f"<!-- figures of {name} -->" in readme
     for document in DOCUMENTS:
         text = document.read_text()
