@@ -100,6 +100,7 @@ def test_results_are_kept_where_output_says_and_people_get_tables(tmp_path: Path
     assert done.returncode == 0, done.stderr
     found = load_results(kept)
     assert found.rows[0].unit == "records/s"
+    assert found.command == f"zbroker bench produce -n 5000 --rounds 1 --dir {tmp_path}"
     assert done.stdout.startswith("WHAT\tBEST")
     assert "CPU us/record" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"], "its broker's data are gone"

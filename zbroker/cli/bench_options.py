@@ -110,9 +110,15 @@ def measured_target(
 
 
 def command_line() -> str:
-    """The command as it was given, for the results."""
+    """The command as it was given, for the results; without where they go, and what is shown meanwhile."""
     is_own = Path(sys.argv[0]).name in ("zbroker", "__main__.py")
-    words = sys.argv[1:] if is_own else click.get_current_context().command_path.split()[1:]
+    given = iter(sys.argv[1:] if is_own else click.get_current_context().command_path.split()[1:])
+    words = []
+    for word in given:
+        if word in ("-o", "--output"):
+            next(given, None)
+        elif word not in ("-q", "-v", "--json"):
+            words.append(word)
     return shlex.join(["zbroker", *words])
 
 
