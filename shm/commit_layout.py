@@ -10,7 +10,7 @@ another size. Words as in `layout.py`: 64 bits, the host's byte order, one write
       +-------------+-------------------------+---------------------------+
 
     header word  0 magic  1 version  2 slot count  3 member_position  4 incarnation of the member's process, 0: not
-                 known  5 file number  6 bytes of the names                                      (constant)
+                 known  5 file number  6 bytes of the names  7 closed_by                         (constant)
                  8 member_epoch  9 session_timeout_ms  10 max_poll_interval_ms  11 state         coordinator
                 12 away_since_ns  13 slots used                                                  coordinator
                 32 polled_ns: when the application asked for records last, monotonic clock       member
@@ -22,7 +22,7 @@ another size. Words as in `layout.py`: 64 bits, the host's byte order, one write
 
     `committed`, `position` and `start` are offsets plus 1; 0: nothing was stored. `start` is what the group had
     committed when the partition was granted. `closed`: 0 the member may commit, 1 it may not any more, 2 what it had
-    committed is in the log of offsets.
+    committed is in the log of offsets. `closed_by`: 1 whoever closes a slot makes all processes pass a barrier, 0 not.
 
 A slot is given out once: for the next partition, or the same one again, the next slot is used, and when a file has no
 more, a further file. So a late store never lands in somebody else's commits.
@@ -38,7 +38,7 @@ from typing import Final
 from zbroker.shm.layout import HEADER_BYTES, WORD_BYTES
 
 SLOTS_MAGIC: Final = int.from_bytes(b"zbSLOTS\0", "little")
-SLOTS_VERSION: Final = 1
+SLOTS_VERSION: Final = 2
 
 (
     S_MAGIC,
@@ -48,7 +48,8 @@ SLOTS_VERSION: Final = 1
     S_INCARNATION,
     S_FILE,
     S_NAMES_BYTES,
-) = range(7)
+    S_CLOSED_BY,
+) = range(8)
 S_MEMBER_EPOCH, S_SESSION_TIMEOUT_MS, S_MAX_POLL_INTERVAL_MS, S_STATE, S_AWAY_SINCE_NS, S_SLOTS_USED = range(8, 14)
 S_POLLED_NS: Final = 32
 NAMES_POSITION: Final = 512
@@ -58,6 +59,9 @@ GRANT_WORDS: Final = 4
 G_KEY, G_CLOSED, G_START, G_GRANTED_EPOCH = range(4)
 SLOT_WORDS: Final = 2
 M_COMMITTED, M_POSITION = range(2)
+
+BY_FENCE: Final = 0
+BY_BARRIER: Final = 1
 
 OPEN: Final = 0
 CLOSED: Final = 1

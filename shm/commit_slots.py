@@ -6,11 +6,19 @@ WHY NO COMMIT IS LOST THAT WAS REPORTED DONE. Two words of a slot matter: `commi
     member:       store committed;  FENCE;  read closed;     0: the commit is done, else it failed
     coordinator:  store closed;     FENCE;  read committed;  that is final: into the log, then another owner
 
-Both fences order a store before a load. So if the member reads `closed` = 0, its read was before the coordinator's
+Each fence orders a store before a load. So if the member reads `closed` = 0, its read was before the coordinator's
 store, hence its own store, which was earlier still, is seen by the coordinator's read, which is later still. If the
 member reads 1, it says that the commit failed: the coordinator may have seen it or not, and whoever is granted the
 partition begins at what the coordinator saw. Without the two fences a quarter of raced commits were reported done and
-lost. The marks lie in the member's file, not on the coordinator's board: they outlive a coordinator, and its successor
+lost.
+
+Members commit a million times a second, the coordinator closes some slots a minute. So where the kernel can, the
+coordinator makes all members pass a barrier in place of its own fence (`barrier`), and a member that has registered for
+that leaves its fence out. The argument is the same: a store and load that both come before the barrier are the first
+case, a load after it is the second. A member that has not registered (yet), and one whose file says that it is closed
+by a fence alone, go on with their own.
+
+The marks lie in the member's file, not on the coordinator's board: they outlive a coordinator, and its successor
 closes slots where the members already look.
 
 The last store wins: going back is legal. The other words are for information; the argument of `position` and
@@ -20,17 +28,21 @@ The last store wins: going back is legal. The other words are for information; t
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
-from zbroker.errors import CommitFailedError
+from zbroker.errors import CommitFailedError, StorageError
+from zbroker.shm import barrier, region
 from zbroker.shm import commit_layout as layout
-from zbroker.shm import region
 from zbroker.shm.fence import WEAK_ORDER, fence
 from zbroker.shm.layout import HEADER_BYTES, WORD_BYTES, check_header, split_key
 
 _GRANTS_AT = HEADER_BYTES // WORD_BYTES
 _SUFFIX = ".slots"
+
+SlotPlace: TypeAlias = tuple[memoryview, int, int]
+"""Words, and which of them are `committed` and `closed` of a slot. No named tuple: it is unpacked with each commit."""
 
 
 class SlotNames(NamedTuple):
@@ -212,28 +224,27 @@ class MemberSlots(SlotFileReader):
         """Show that the application asked for records."""
         self._words[layout.S_POLLED_NS] = now_ns
 
-    def committer(self, slot: int) -> SlotCommitter:
-        """The shortest way to commit into one slot."""
-        return SlotCommitter(self._words, self._slot(slot), self._grant(slot) + layout.G_CLOSED)
+    @property
+    def needs_fence(self) -> bool:
+        """Whether a commit needs a fence of its own. Not any more, once this process has registered for barriers."""
+        return self._words[layout.S_CLOSED_BY] != layout.BY_BARRIER or not barrier.is_registered()
 
+    def committer(self, slot: int) -> Callable[[int], None]:
+        """A short way to commit into one slot, while the file is mapped."""
+        words, (_, committed, closed) = self._words, self.place(slot)
 
-class SlotCommitter:
-    """One slot of a member's file, while the file is mapped: for a commit with each record."""
+        def commit(offset: int) -> None:
+            words[committed] = offset + 1
+            fence()
+            if words[closed]:
+                raise CommitFailedError()
 
-    __slots__ = ("_closed", "_committed", "_words")
+        return commit
 
-    def __init__(self, words: memoryview, committed: int, closed: int) -> None:
-        self._words = words
-        self._committed = committed
-        self._closed = closed
-
-    def commit(self, offset: int) -> None:
-        """As `MemberSlots.commit`."""
-        words = self._words
-        words[self._committed] = offset + 1
-        fence()
-        if words[self._closed]:
-            raise CommitFailedError()
+    def place(self, slot: int) -> SlotPlace:
+        """For the shortest way, which only who `needs_fence` says no of may go, while the file is mapped:
+        words[committed] = offset + 1, and then the commit is done if and only if words[closed] is 0."""
+        return self._words, self._slot(slot), self._grant(slot) + layout.G_CLOSED
 
 
 class CoordinatorSlots(SlotFileReader):
@@ -247,8 +258,9 @@ class CoordinatorSlots(SlotFileReader):
         assert len(text) <= layout.NAMES_BYTES_MAX, f"names of {len(text)} bytes"
         area, temporary = region.create_file(path, layout.file_bytes(slot_count))
         position = layout.member_position(slot_count)
-        constants = (layout.SLOTS_MAGIC, layout.SLOTS_VERSION, slot_count, position, incarnation, file, len(text))
-        for index, value in enumerate(constants):
+        numbers = (slot_count, position, incarnation, file, len(text))
+        closed_by = layout.BY_BARRIER if barrier.is_possible else layout.BY_FENCE
+        for index, value in enumerate((layout.SLOTS_MAGIC, layout.SLOTS_VERSION, *numbers, closed_by)):
             area.u64[index] = value
         area.bytes[layout.NAMES_POSITION : layout.NAMES_POSITION + len(text)] = text
         area.u64[layout.S_STATE] = layout.MemberState.HERE
@@ -259,7 +271,22 @@ class CoordinatorSlots(SlotFileReader):
     def attach(cls, path: Path) -> Self:
         """Map the file of a dead coordinator for going on with it. Raises FileNotFoundError, StorageError,
         UnsupportedVersionError."""
-        return cls._attach(path, is_writable=True)
+        found = cls._attach(path, is_writable=True)
+        if found._is_closed_by_barrier and not barrier.is_possible:
+            found.close()
+            raise StorageError(f"{path}: its member leaves out fences, and this process cannot make barriers")
+        return found
+
+    @property
+    def _is_closed_by_barrier(self) -> bool:
+        return bool(self._words[layout.S_CLOSED_BY] == layout.BY_BARRIER)
+
+    def _order(self) -> None:
+        """Between marking slots as closed and reading what they hold."""
+        if self._is_closed_by_barrier:
+            barrier.barrier_everywhere()
+        else:
+            fence()
 
     def set_member(self, member_epoch: int, session_timeout_ms: int, max_poll_interval_ms: int) -> None:
         """Show the member's epoch and timeouts; a successor goes on with them."""
@@ -293,17 +320,17 @@ class CoordinatorSlots(SlotFileReader):
     def close_slot(self, slot: int) -> int:
         """Let no more commits into a slot. Returns the last one, which is final; -1: there was none."""
         self._words[self._grant(slot) + layout.G_CLOSED] = layout.CLOSED
-        fence()
+        self._order()
         return self.committed(slot)
 
     def close_slots(self) -> list[SlotView]:
-        """Close all that are open, with one fence. Returns every slot whose last commit may not be in the log."""
+        """Close all that are open at once. Returns every slot whose last commit may not be in the log."""
         words = self._words
         for slot in range(self.slots_used):
             at = self._grant(slot) + layout.G_CLOSED
             if words[at] == layout.OPEN:
                 words[at] = layout.CLOSED
-        fence()
+        self._order()
         return [view for view in self.views() if view.closed == layout.CLOSED]
 
     def set_folded(self, slot: int) -> None:

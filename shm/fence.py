@@ -10,10 +10,10 @@ It costs about 75 ns on x86. It is called once per batch or per sleep, never per
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 import threading
+
+from zbroker.shm import barrier
 
 WEAK_ORDER = platform.machine() not in ("x86_64", "AMD64", "i686")
 
@@ -27,25 +27,9 @@ def _fence_by_lock() -> None:
         pass
 
 
-_MEMBARRIER_NUMBERS = {"aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
-_MEMBARRIER_GLOBAL = 1
-
-
-def _fence_by_kernel() -> None:
-    if _membarrier(_MEMBARRIER_GLOBAL, 0, 0) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"membarrier: {os.strerror(error)}")
-
-
 if WEAK_ORDER:
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _number = _MEMBARRIER_NUMBERS.get(platform.machine())
-    if _number is None:
+    if not barrier.has_number:
         raise ImportError(f"zbroker has no memory barrier for {platform.machine()}: it runs on x86_64 and aarch64")
-
-    def _membarrier(command: int, flags: int, cpu: int) -> int:
-        return int(_libc.syscall(_number, command, flags, cpu))
-
-    fence = _fence_by_kernel
+    fence = barrier.barrier_by_waiting
 else:
     fence = _fence_by_lock

@@ -9,12 +9,14 @@ import pytest
 
 from tests.unit.test_shm_layout import check_golden, dump
 from zbroker.errors import CommitFailedError, DiskFullError, StorageError, UnsupportedVersionError
+from zbroker.shm import barrier
 from zbroker.shm import commit_layout as layout
 from zbroker.shm.commit_slots import (
     CoordinatorSlots,
     MemberSlots,
     SlotFileReader,
     SlotNames,
+    SlotPlace,
     find_slot_files,
     slot_file_path,
 )
@@ -28,7 +30,9 @@ def make(directory: Path, number: int = 1, slots: int = layout.SLOTS_MIN) -> Coo
     return CoordinatorSlots.create(slot_file_path(directory, 0xC0, number), NAMES, INCARNATION, 3, slots)
 
 
-def test_a_slot_file_has_exactly_the_golden_bytes(tmp_path: Path) -> None:
+def test_a_slot_file_has_exactly_the_golden_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(barrier, "is_possible", True)
+    monkeypatch.setattr(barrier, "barrier_everywhere", lambda: None)
     made = make(tmp_path)
     made.set_member(7, 10_000, 300_000)
     made.open_slot(cell_key(0xAB, 5), -1, 6)
@@ -63,7 +67,7 @@ def test_a_commit_is_seen_by_the_coordinator_and_offset_zero_is_a_commit(tmp_pat
     member = MemberSlots.attach(made.path)
     member.commit(slot, 0)
     assert made.committed(slot) == 0
-    member.committer(slot).commit(5)
+    member.committer(slot)(5)
     member.commit(slot, 3)
     assert made.close_slot(slot) == 3, "the last store wins, also when it goes back"
     member.close()
@@ -80,7 +84,10 @@ def test_a_closed_slot_refuses_commits_of_every_way(tmp_path: Path) -> None:
     with pytest.raises(CommitFailedError):
         member.commit(slot, 11)
     with pytest.raises(CommitFailedError):
-        member.committer(slot).commit(11)
+        member.committer(slot)(11)
+    words, committed, closed = member.place(slot)
+    assert words[committed] == 12
+    assert words[closed]
     member.close()
     made.close()
 
@@ -113,6 +120,18 @@ def test_an_open_slot_cannot_be_marked_as_folded(tmp_path: Path) -> None:
     made.close()
 
 
+def test_who_cannot_make_barriers_does_not_go_on_with_a_file_that_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(barrier, "is_possible", True)
+    made = make(tmp_path)
+    monkeypatch.setattr(barrier, "is_possible", False)
+    with pytest.raises(StorageError, match="barriers"):
+        CoordinatorSlots.attach(made.path)
+    MemberSlots.attach(made.path).close()
+    made.close()
+
+
 def test_foreign_files_and_other_versions_are_refused(tmp_path: Path) -> None:
     made = make(tmp_path)
     made.close()
@@ -121,7 +140,7 @@ def test_foreign_files_and_other_versions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         MemberSlots.attach(foreign)
     newer = bytearray(made.path.read_bytes())
-    newer[8] = 2
+    newer[8] = layout.SLOTS_VERSION + 1
     foreign.write_bytes(newer)
     with pytest.raises(UnsupportedVersionError):
         SlotFileReader.open(foreign)
@@ -134,33 +153,62 @@ def test_a_file_without_room_is_a_typed_error_and_leaves_nothing(tmp_path: Path)
         CoordinatorSlots.create(tmp_path / "no such directory" / "1.slots", NAMES, 0, 0, layout.SLOTS_MIN)
 
 
-def _commit_until_closed(path: str, go: object, done: object) -> None:
+def _commit_until_closed(path: str, is_shortest: bool, go: object, done: object) -> None:
+    if is_shortest:
+        barrier.register()
+        assert barrier.is_registered()
     member = MemberSlots.attach(Path(path))
+    assert member.needs_fence != is_shortest
     go.wait()  # type: ignore[attr-defined]  # an Event of a context, which has no public type
     last: list[int] = []
     for slot in range(member.slot_count):
-        offset = confirmed = 0
-        try:
-            while True:
-                offset += 1
-                member.commit(slot, offset)
-                confirmed = offset
-        except CommitFailedError:
-            last.append(confirmed)
+        last.append(_fill_shortest(member.place(slot)) if is_shortest else _fill(member, slot))
     done.send(last)  # type: ignore[attr-defined]  # a Connection
     member.close()
 
 
-def test_what_the_coordinator_reads_after_closing_holds_every_commit_reported_done(tmp_path: Path) -> None:
+def _fill(member: MemberSlots, slot: int) -> int:
+    """Commit until it fails. The last one that was reported done."""
+    confirmed = 0
+    try:
+        while True:
+            member.commit(slot, confirmed + 1)
+            confirmed += 1
+    except CommitFailedError:
+        return confirmed
+
+
+def _fill_shortest(place: SlotPlace) -> int:
+    words, committed, closed = place
+    confirmed = 0
+    while True:
+        words[committed] = confirmed + 2
+        if words[closed]:
+            return confirmed
+        confirmed += 1
+
+
+WAYS = [
+    "by fences",
+    pytest.param("by barriers", marks=pytest.mark.skipif(not barrier.is_possible, reason="old kernel")),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_the_coordinator_reads_after_closing_holds_every_commit_reported_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     """Raced by two processes, once for each slot."""
     races = 4_000
+    is_shortest = way == "by barriers"
+    monkeypatch.setattr(barrier, "is_possible", is_shortest)
     made = make(tmp_path, slots=races)
     for number in range(races):
         made.open_slot(cell_key(1, number), -1, 1)
     context = multiprocessing.get_context("spawn")
     go = context.Event()
     ours, theirs = context.Pipe()
-    process = context.Process(target=_commit_until_closed, args=(str(made.path), go, theirs))
+    process = context.Process(target=_commit_until_closed, args=(str(made.path), is_shortest, go, theirs))
     process.start()
     go.set()
     final = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, overload
 
 from zbroker.client.group_commits import Callback
@@ -12,6 +12,7 @@ from zbroker.client.single_use import SingleUse
 from zbroker.errors import CommitFailedError, InvalidGroupIdError
 from zbroker.ids import TopicPartition
 from zbroker.record.records import ConsumerRecord, OffsetAndMetadata
+from zbroker.shm.commit_slots import SlotPlace
 
 Partition: TypeAlias = TopicPartition | tuple[str, int]
 ToCommit: TypeAlias = ConsumerRecord[Any, Any] | Mapping[Any, int | OffsetAndMetadata] | None
@@ -23,7 +24,7 @@ class CommitCalls:
     settings: ConsumerSettings
     _use: SingleUse
     _group: Membership | None
-    _stores: Mapping[tuple[str, int], Callable[[int], None]]
+    _slots: Mapping[str, Mapping[int, SlotPlace]]
 
     def commit(self, offsets: ToCommit = None, *, durable: bool = False, timeout_ms: float | None = None) -> None:
         """Return when the group's progress is kept: it survives the death of this process and of the coordinator.
@@ -38,12 +39,15 @@ class CommitCalls:
         another thread than the one that polls, by one at a time.
         """
         if type(offsets) is ConsumerRecord and not durable:
-            store = self._stores.get((offsets.topic, offsets.partition))
-            if store is not None:
-                try:
-                    store(offsets.offset + 1)
-                except CommitFailedError:
-                    raise CommitFailedError(f"{offsets.tp} was taken from this consumer") from None
+            try:
+                words, committed, closed = self._slots[offsets.topic][offsets.partition]
+            except KeyError:
+                if self._store(offsets):
+                    return
+            else:
+                words[committed] = offsets.offset + 2  # the place behind it, stored plus 1
+                if words[closed]:
+                    raise CommitFailedError(f"{offsets.tp} was taken from this consumer")
                 return
         with self._use:
             group = self._member_of_group()
@@ -51,6 +55,17 @@ class CommitCalls:
             wait_ms = self.settings.request_timeout_ms if timeout_ms is None else int(timeout_ms)
             group.commits.commit(chosen, durable=durable, timeout_ms=wait_ms, is_member=group.is_member)
             group.run_callbacks()
+
+    def _store(self, record: ConsumerRecord[Any, Any]) -> bool:
+        """Commit a record by a store with a fence. False: it is not this consumer's, or is committed by a message."""
+        store = self._group.commits.stores.get(record.tp) if self._group is not None else None
+        if store is None:
+            return False
+        try:
+            store(record.offset + 1)
+        except CommitFailedError:
+            raise CommitFailedError(f"{record.tp} was taken from this consumer") from None
+        return True
 
     def commit_async(self, offsets: ToCommit = None, *, callback: Callback | None = None) -> None:
         """Begin a commit. `callback(offsets, error)` is called once it has ended, inside a later `poll`, `commit` or

@@ -35,6 +35,7 @@ from zbroker.errors import ClosedError, ConfigError, TimeoutError_
 from zbroker.ids import TopicPartition
 from zbroker.record.records import ConsumerRecord
 from zbroker.record.view import RecordBatch
+from zbroker.shm import barrier
 from zbroker.wire.messages import EARLIEST, LATEST
 
 if TYPE_CHECKING:
@@ -61,27 +62,26 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
     """
 
     def __init__(self, *topics_or_config: str | Mapping[str, object], **settings: object) -> None:
-        """Connect, and subscribe to the topics that are named. A mapping holds settings, in dotted names or not.
-
-        Raises ConfigError for a setting, BrokerNotAvailableError when no broker answers.
-        """
+        """Connect, and subscribe to the topics that are named. A mapping holds settings, in dotted names or not. Raises
+        ConfigError for a setting, BrokerNotAvailableError when no broker answers."""
         mappings = [one for one in topics_or_config if not isinstance(one, str)]
+        topics = [one for one in topics_or_config if isinstance(one, str)]
         if len(mappings) > 1:
             raise ConfigError("Consumer() takes one mapping of settings")
-        topics = [one for one in topics_or_config if isinstance(one, str)]
         self.settings = read_settings(ConsumerSettings, mappings[0] if mappings else None, settings)
-        is_grouped = self.settings.group_id is not None
+        if is_grouped := self.settings.group_id is not None:
+            barrier.register()  # before there are threads: then it costs next to nothing
         self._subscription = Subscription(self.settings.auto_offset_reset, is_grouped=is_grouped)
         if topics:
             self._subscription.subscribe(topics, None)
         self._connection, sleep = self._connect()
         self._fetcher = Fetcher(self._connection, self.settings, self._subscription, sleep)
-        self._group, self._stores = None, {}
+        self._group, self._slots = None, {}
         if is_grouped:
             group = self._group = Membership(
                 self.settings, self._connection, self._subscription, self._fetcher.topology, self._fetcher.note_and_wake
             )
-            self._fetcher.service, self._stores = group.service, group.commits.stores
+            self._fetcher.service, self._slots = group.service, group.commits.slots
         self._use = SingleUse("Consumer", self._fetcher.wake, self._release)
 
     def _connect(self) -> tuple[WakeableConnection, Sleep]:

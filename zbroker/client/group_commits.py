@@ -38,9 +38,10 @@ from zbroker.errors import (
 )
 from zbroker.ids import TopicPartition
 from zbroker.record.records import OffsetAndMetadata
-from zbroker.shm.commit_slots import MemberSlots
+from zbroker.shm.commit_slots import MemberSlots, SlotPlace
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.group_messages import (
+    JOIN_EPOCH,
     NO_MEMBER_EPOCH,
     OffsetCommit,
     OffsetFetch,
@@ -88,10 +89,13 @@ class GroupCommits:
         self._places: dict[TopicPartition, _Place] = {}
         self._grants: dict[TopicPartition, Grant] = {}
         self._done: deque[tuple[Callback, Offsets, BrokerError | None]] = deque()
+        self._member_epoch = JOIN_EPOCH
         self._is_closed = False
         self._pid = os.getpid()
         self.stores: dict[tuple[str, int], Callable[[int], None]] = {}
-        """The shortest way: the store of each partition that has a slot."""
+        """A short way: the store of each partition that has a slot."""
+        self.slots: dict[str, dict[int, SlotPlace]] = {}
+        """The shortest way, by topic and partition, where no fence is needed."""
         guard(self)
 
     @property
@@ -103,11 +107,13 @@ class GroupCommits:
     def is_closed(self, value: bool) -> None:
         self._is_closed = value
         self.stores.clear()
+        self.slots.clear()
 
     # --- what may be committed ---------------------------------------------------------------------------------------
 
-    def take(self, grants: Iterable[Grant], files: Iterable[SlotFilePlace]) -> None:
-        """These are this consumer's. Raises CommitFailedError when it was thrown out meanwhile."""
+    def take(self, grants: Iterable[Grant], files: Iterable[SlotFilePlace], member_epoch: int) -> None:
+        """These are this consumer's too, in this epoch. Raises CommitFailedError when it was thrown out meanwhile."""
+        self._member_epoch = member_epoch
         for file in files:
             if file.file not in self._files:
                 try:
@@ -119,7 +125,15 @@ class GroupCommits:
             if grant.file >= 0:
                 slots = self._files[grant.file]
                 self._places[grant.tp] = _Place(slots, grant.slot)
-                self.stores[grant.tp] = slots.committer(grant.slot).commit
+                self.stores[grant.tp] = slots.committer(grant.slot)
+                if not slots.needs_fence:
+                    self.slots.setdefault(grant.tp.topic, {})[grant.tp.partition] = slots.place(grant.slot)
+
+    def shorten(self) -> None:
+        """Have records committed in the shortest way, as soon as this process has registered for barriers."""
+        if self._places and not self.slots and not any(one.slots.needs_fence for one in self._places.values()):
+            for tp, place in self._places.items():
+                self.slots.setdefault(tp.topic, {})[tp.partition] = place.slots.place(place.slot)
 
     def drop(self, partitions: Iterable[TopicPartition]) -> None:
         """These are not, any more."""
@@ -127,6 +141,7 @@ class GroupCommits:
             self._grants.pop(tp, None)
             self._places.pop(tp, None)
             self.stores.pop(tp, None)
+            self.slots.get(tp.topic, {}).pop(tp.partition, None)
 
     def drop_all(self) -> None:
         """The member is gone, and its files with it."""
@@ -214,7 +229,7 @@ class GroupCommits:
         return rest
 
     def _member_body(self, offsets: Offsets, durable: bool) -> bytes:
-        return self._body(offsets, self._member.member_id, self._member.member_epoch, durable)
+        return self._body(offsets, self._member.member_id, self._member_epoch, durable)
 
     def _body(self, offsets: Offsets, member_id: str, member_epoch: int, durable: bool) -> bytes:
         entries = []

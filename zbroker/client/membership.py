@@ -95,6 +95,7 @@ class Membership:
         if now_ns - self._noted_ns >= NOTE_NS:
             self._noted_ns = now_ns
             self.commits.note_positions(self._positions())
+            self.commits.shorten()
             if self.commits.has_lost_slot():
                 with self._session.lock:
                     self._member.lose(CommitFailedError("this consumer was taken out of its group"))
@@ -213,7 +214,7 @@ class Membership:
                 member.give_up([grant.key for grant in gone])
         fresh = [grant for key, grant in target.grants.items() if key not in member.owned]
         try:
-            self.commits.take(fresh, target.files)
+            self.commits.take(fresh, target.files, target.member_epoch)
         except CommitFailedError as error:
             with self._session.lock:
                 member.lose(error)
