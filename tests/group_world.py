@@ -124,9 +124,12 @@ class ModelSlots:
 class World:
     """The coordinator's groups, and what came out of them."""
 
+    groups_class: type[Groups] = Groups
+    slots_class: type[ModelSlots] = ModelSlots
+
     def __init__(self, topics: dict[str, int] | None = None, **settings: int) -> None:
         self.image = Image()
-        self.slots = ModelSlots()
+        self.slots = self.slots_class()
         self.log: list[OffsetEntry] = []
         self.synced = 0
         self.disk_is_full = False
@@ -151,7 +154,7 @@ class World:
         offsets = Offsets()
         for entry in self.log:
             offsets.apply(entry)
-        self.groups = Groups(self.config, self.image, self.slots, offsets)
+        self.groups = self.groups_class(self.config, self.image, self.slots, offsets)
         self.take(ev.GroupsStarted(found, self.wall_ms))
         return self.groups
 
@@ -286,6 +289,7 @@ class ModelMember:
     is_slow: bool = False  # it does not give up what it is told to
     is_silent: bool = False
     works: bool = True
+    is_remote: bool = False  # it commits by messages
     owned: dict[Key, tuple[int, int]] = field(default_factory=dict)
     positions: dict[Key, int] = field(default_factory=dict)
     revoked: list[Key] = field(default_factory=list)
@@ -307,7 +311,7 @@ class ModelMember:
             self.max_poll_interval_ms, self.polled_ago_ms, 3_000, self.topics_version, self.seen,
         )  # fmt: skip
         self.parked = self.world.request()
-        local = self.incarnation if changes.get("is_local", True) else 0
+        local = self.incarnation if changes.get("is_local", not self.is_remote) else 0
         self.world.take(ev.HeartbeatCame(self.parked, body, local))
         return self.parked
 
@@ -367,6 +371,11 @@ class ModelMember:
         keys = [(topic.topic_id, number) for topic in ask.topics for number in range(topic.partition_count)]
         targets = [wire.MemberTarget(last, keys)]
         self.world.ask(wire.GroupAssign(self.group_id, self.member_id, ask.number, targets))
+
+    def message(self, key: Key, offset: int) -> wire.OffsetCommit:
+        """What it would send to commit."""
+        one = wire.OffsetToCommit("", key[0], key[1], offset, -1, "")
+        return wire.OffsetCommit(self.group_id, self.member_id, self.epoch, False, [one])
 
     def commit(self, key: Key, offset: int) -> None:
         """Store into the slot. Raises CommitFailedError."""

@@ -16,6 +16,7 @@ from tests.group_world import MS, ModelMember, World
 from zbroker.core import group_events as ev
 from zbroker.core.sticky import Key
 from zbroker.errors import CommitFailedError
+from zbroker.wire import group_messages as wire
 
 STEPS = 60
 
@@ -23,11 +24,13 @@ STEPS = 60
 class Run:
     """One run, and what it has promised."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, world_class: type[World] = World) -> None:
         self.random = random.Random(seed)
-        self.world = World({"t": self.random.randint(1, 6), "u": 3})
+        self.world = world_class({"t": self.random.randint(1, 6), "u": 3})
         self.world.may_overlap = True  # between being thrown out and hearing of it; commits fail then
         self.reported: dict[Key, int] = {}
+        self.sent: dict[str, list[tuple[Key, int, wire.OffsetCommit]]] = {}
+        """Commits on their way, by member: they arrive in their order, and independently of its heartbeats."""
         self.count = 0
         self.dead_instances: list[str] = []
 
@@ -48,7 +51,9 @@ class Run:
         elif self.random.random() < 0.3:
             instance = f"w{self.count}"
         topics = self.random.choice([("t",), ("t", "u"), ("u", "t", "later")])
-        self.world.join(f"m{self.count}", *topics, instance_id=instance, session_timeout_ms=5_000)
+        is_remote = self.random.random() < 0.4
+        options = {"instance_id": instance, "session_timeout_ms": 5_000, "is_remote": is_remote}
+        self.world.join(f"m{self.count}", *topics, **options)
 
     def die(self) -> None:
         member = self.pick()
@@ -70,14 +75,36 @@ class Run:
         if member is None or not member.owned:
             return
         key = self.random.choice(sorted(member.owned))
+        offset = member.positions[key] + 1
+        if member.is_remote:
+            self.sent.setdefault(member.member_id, []).append((key, offset, member.message(key, offset)))
+            member.positions[key] = offset
+            if self.random.random() < 0.7:
+                self.arrive(member.member_id)
+            return
         try:
-            member.commit(key, member.positions[key] + 1)
+            member.commit(key, offset)
         except CommitFailedError:
             return
-        member.positions[key] += 1
+        member.positions[key] = offset
+        self.report(key, offset)
+
+    def report(self, key: Key, offset: int) -> None:
+        """A commit was reported as done."""
         before = self.reported.get(key, 0)
-        assert member.positions[key] > before, f"{key}: {member.positions[key]} after {before} was reported"
-        self.reported[key] = member.positions[key]
+        assert offset > before, f"{key}: {offset} after {before} was reported"
+        self.reported[key] = offset
+
+    def arrive(self, member_id: str) -> None:
+        """All commits that a member has sent arrive, its own death notwithstanding."""
+        for key, offset, message in self.sent.pop(member_id, []):
+            answer = self.world.ask(message)
+            if isinstance(answer, wire.OffsetResults) and not answer.offsets[0].error:
+                self.report(key, offset)
+
+    def deliver(self) -> None:
+        if self.sent:
+            self.arrive(self.random.choice(sorted(self.sent)))
 
     def slow(self) -> None:
         member = self.pick()
@@ -105,6 +132,7 @@ class Run:
             self.die: 2,
             self.leave: 1,
             self.commit: 8,
+            self.deliver: 2,
             self.slow: 1,
             self.silence: 1,
             self.disk: 0.5,
@@ -130,6 +158,8 @@ class Run:
     def heal(self) -> None:
         world = self.world
         world.disk_is_full = False
+        for member_id in sorted(self.sent):
+            self.arrive(member_id)
         for member in self.live():
             member.is_slow = member.is_silent = False
         for member in list(world.members.values()):

@@ -108,6 +108,31 @@ def test_a_stale_epoch_commits_what_is_still_owned_and_a_made_up_one_nothing() -
     assert world.ask(wire.OffsetCommit("g", "a", 99, False, [offset(5)])) == FencedMemberEpochError.code
 
 
+def test_a_commit_that_comes_late_does_not_count_although_the_member_has_the_partition_again() -> None:
+    world = World({"t": 1})
+    a = world.join("a", is_remote=True)
+    key = next(iter(a.owned))
+    late = a.message(key, 3)
+    a.topics = []
+    a.beat()
+    b = world.join("b", is_remote=True)
+    assert world.ask(b.message(key, 7)) == results(key)
+    b.leave()
+    a.topics = ["t"]
+    a.beat()
+    world.run()
+    assert list(a.owned) == [key]
+    assert a.positions[key] == 7
+    answer = world.ask(late)
+    assert isinstance(answer, wire.OffsetResults)
+    assert [one.error for one in answer.offsets] == [IllegalGenerationError.code]
+    assert world.ask(a.message(key, 8)) == results(key)
+
+
+def results(key: tuple[int, int]) -> wire.OffsetResults:
+    return wire.OffsetResults([wire.OffsetResult("", *key, 0, "")])
+
+
 def test_a_stranger_cannot_commit() -> None:
     world = World({"t": 1})
     a = world.join("a")

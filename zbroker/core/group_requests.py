@@ -109,12 +109,23 @@ class GroupRequests:
                 error = UnknownTopicOrPartitionError(f"{one.topic or one.topic_id}-{one.partition}")
             else:
                 error = self._error_of(one)
-                if error is None and key not in member.holdings:
-                    error = IllegalGenerationError(f"{one.topic or key[0]}-{key[1]} is not this member's")
+                if error is None:
+                    error = self._ownership_error(member, body.member_epoch, key, one)
                 if error is None:
                     entries.append(self._entry_of_member(group, member, key, one))
             results.append(_result(one, key, error))
         self._groups.commit(entries, durable=body.durable, then=_answer(request, results))
+
+    def _ownership_error(self, member: Member, epoch: int, key: Key, one: OffsetToCommit) -> BrokerError | None:
+        """Why the member may not commit this: another has the partition, or it was sent when the member had it before
+        and has come late, after others may have read on."""
+        name = f"{one.topic or key[0]}-{key[1]}"
+        holding = member.holdings.get(key)
+        if holding is None:
+            return IllegalGenerationError(f"{name} is not this member's")
+        if epoch < holding.granted_epoch:
+            return IllegalGenerationError(f"{name} was granted in epoch {holding.granted_epoch}; this is of {epoch}")
+        return None
 
     def _entry_of_member(self, group: Group, member: Member, key: Key, one: OffsetToCommit) -> OffsetEntry:
         """What counts is the slot: the same offset there confirms the metadata, another one came later."""

@@ -55,12 +55,14 @@ class _Append(NamedTuple):
 class Groups:
     """See the module. Only `handle` changes it."""
 
+    requests_class: type[GroupRequests] = GroupRequests
+
     def __init__(self, config: ServerConfig, image: Image, slots: ev.Slots, offsets: Offsets) -> None:
         """`config` is read at each use; `image` is the cluster's; `offsets` is what the log gives."""
         self.around = Surroundings(config.groups, image, slots, offsets)
         self.groups: dict[str, Group] = {}
         self.topics_version = 1
-        self._requests = GroupRequests(self)
+        self._requests = self.requests_class(self)
         self._by_incarnation: dict[int, set[tuple[str, str]]] = {}
         self.timing = GroupTiming(self)
         self._out: list[Effect] = []
@@ -294,6 +296,7 @@ class Groups:
         for group_id, member_id in sorted(self._by_incarnation.pop(event.incarnation, ())):
             group = self.groups[group_id]
             member = group.members[member_id]
+            member.parked = None  # nobody is there to hear an answer
             if member.instance_id:
                 self._put_away(group, member, now_ns)
             else:
