@@ -49,6 +49,19 @@ FUNCTIONS = {
     "fence": ("zbroker.workers.coordinator", "Coordinator._fence_process"),
     "keep producers": ("zbroker.workers.producer_state", "ProducerState.save"),
 }
+GROUP_FUNCTIONS = {
+    "make a slot file": ("zbroker.workers.slot_files", "SlotFiles.make"),
+    "open a slot": ("zbroker.workers.slot_files", "SlotFiles.open"),
+    "close a slot": ("zbroker.workers.slot_files", "SlotFiles.close"),
+    "write offsets": ("zbroker.workers.offset_log", "OffsetLog.append"),
+    "fold a slot": ("zbroker.workers.slot_files", "SlotFiles.set_folded"),
+    "show a member's epoch": ("zbroker.workers.slot_files", "SlotFiles.set_member"),
+    "remove a slot file": ("zbroker.workers.slot_files", "SlotFiles.remove"),
+    "answer a member": ("zbroker.workers.groups", "pack_reply"),
+}
+ALL_FUNCTIONS = {**FUNCTIONS, **GROUP_FUNCTIONS}
+ALL_POINTS = tuple(f"{when} {name}" for name in ALL_FUNCTIONS for when in ("before", "after"))
+GROUP_POINTS = tuple(f"{when} {name}" for name in GROUP_FUNCTIONS for when in ("before", "after"))
 POINTS = tuple(f"{when} {name}" for name in FUNCTIONS for when in ("before", "after"))
 HOT = ("append", "copy", "publish", "acknowledge", "send to followers", "confirm", "show a copy")
 FILE_VARIABLE = "ZBROKER_TEST_FAULT_POINTS"
@@ -91,7 +104,7 @@ class Points:
 def install() -> None:
     """Wrap every function in this process."""
     points = Points(Path(os.environ[FILE_VARIABLE]))
-    for index, (module, name) in enumerate(FUNCTIONS.values()):
+    for index, (module, name) in enumerate(ALL_FUNCTIONS.values()):
         owner: Any = importlib.import_module(module)
         *path, last = name.split(".")
         for part in path:
@@ -133,7 +146,7 @@ class Killer:
         while not end.is_set():
             for name in rng.sample(POINTS, len(POINTS)):
                 is_hot = name.partition(" ")[2] in HOT
-                self.points.arm(POINTS.index(name) + 1, rng.randint(1, PASSES_MAX if is_hot else 3))
+                self.points.arm(ALL_POINTS.index(name) + 1, rng.randint(1, PASSES_MAX if is_hot else 3))
                 deadline_s = time.monotonic() + PATIENCE_S
                 while self.points.armed and time.monotonic() < deadline_s and not end.is_set():
                     time.sleep(0.005)

@@ -44,6 +44,7 @@ from zbroker.wire.layout import PEER, Api, pack_reply
 from zbroker.wire.messages import Message
 from zbroker.workers.coordinator_requests import Request
 from zbroker.workers.disk_thread import DiskThread, IoClock
+from zbroker.workers.group_watch import GroupWatch
 from zbroker.workers.link import RouterLink
 from zbroker.workers.liveness import Liveness
 from zbroker.workers.offset_log import OffsetLog
@@ -87,6 +88,7 @@ class GroupsPart:
         role.at_close(self._slots.close_all)
         self._offsets = self._offset_log.replay()
         self._groups = Groups(role.config, image, self._slots, self._offsets)
+        self._stand_still = GroupWatch(role, self._groups, self._slots)
         self._liveness = Liveness(role.loop, lambda _, incarnation: self._process_died(incarnation))
         role.at_close(self._liveness.close)
         self._events: deque[Event] = deque()
@@ -118,6 +120,7 @@ class GroupsPart:
     def tick(self) -> None:
         """Time went on."""
         self._take(ev.GroupsTicked(self._role.clock.wall_ms()))
+        self._stand_still.tick()
         now_ns = self._role.clock.now_ns()
         if now_ns < self._sync_ns:
             return

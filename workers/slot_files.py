@@ -127,6 +127,11 @@ class SlotFiles:
         """See `Slots`."""
         return self._members[group_id, member_id].files[file].committed(slot)
 
+    def progress(self, group_id: str, member_id: str, file: int, slot: int) -> int:
+        """The furthest that the member has read or committed there; -1: nothing."""
+        view = self._members[group_id, member_id].files[file].view(slot)
+        return max(view.position, view.committed)
+
     def close(self, group_id: str, member_id: str, file: int, slot: int) -> int:
         """See `Slots`."""
         return self._members[group_id, member_id].files[file].close_slot(slot)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zbroker.client.admin import NewTopic as NewTopic
     from zbroker.client.consumer import Consumer as Consumer
     from zbroker.client.producer import Producer as Producer
+    from zbroker.client.subscription import RebalanceListener as RebalanceListener
     from zbroker.ids import TopicPartition as TopicPartition
     from zbroker.record.records import ConsumerRecord as ConsumerRecord
     from zbroker.record.records import OffsetAndMetadata as OffsetAndMetadata
@@ -36,6 +37,7 @@ _PLACES = {
     "OffsetAndMetadata": "zbroker.record.records",
     "OffsetAndTimestamp": "zbroker.record.records",
     "Producer": "zbroker.client.producer",
+    "RebalanceListener": "zbroker.client.subscription",
     "RecordBatch": "zbroker.record.view",
     "RecordMetadata": "zbroker.record.records",
     "TopicPartition": "zbroker.ids",
@@ -49,6 +51,7 @@ __all__ = [
     "OffsetAndMetadata",
     "OffsetAndTimestamp",
     "Producer",
+    "RebalanceListener",
     "RecordBatch",
     "RecordMetadata",
     "TopicPartition",

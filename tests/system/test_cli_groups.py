@@ -102,6 +102,20 @@ def test_a_lag_above_the_limit_fails_the_check(run: Run, topic: str) -> None:
     assert f"{topic}:0 is 60 records behind" in err
 
 
+def test_a_member_that_has_committed_nothing_is_behind_by_everything(
+    run: Run, topic: str, way: dict[str, Any], served: tuple[Broker, str]
+) -> None:
+    group = f"{topic}-new"
+    settings = {"auto_offset_reset": "earliest", "enable_auto_commit": False, **way}
+    with Consumer(topic, group_id=group, **settings) as consumer:
+        read_values(consumer, 10)
+        for more in ((), ("-b", served[1])):
+            found = described(run, group, *more)["partitions"]
+            assert [(one["current_offset"], one["lag"]) for one in found] == [(None, 100), (None, 100)]
+            assert run("groups", "describe", group, "--max-lag", "99", *more)[0] == 4
+        assert lags(described(run, group))[0][4] == 99_000
+
+
 def test_members_are_shown_with_what_they_read(run: Run, topic: str, way: dict[str, Any]) -> None:
     with Consumer(topic, group_id=topic, client_id="app-1", **way) as consumer:
         assert len(read_values(consumer, 10)) == 10

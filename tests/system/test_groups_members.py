@@ -13,6 +13,7 @@ import pytest
 from tests.conditions import wait_until
 from tests.consuming import Writing, broker_with_tcp, fill, make_topic, numbers, settings_for
 from tests.group_members import COMMITTED, LOST, READ, REVOKED, MemberProcess, check_group, repeats
+from zbroker.client.admin import AdminClient
 from zbroker.client.consumer import Consumer
 from zbroker.ids import TopicPartition
 from zbroker.testing import Broker
@@ -202,6 +203,9 @@ def test_more_members_than_partitions_wait_and_take_over(way: dict[str, Any], to
     settings = {"group_id": topic, "session_timeout_ms": 500, **QUICK}
     members = [MemberProcess(tmp_path, f"m{n}", [topic], way, **settings) for n in range(PARTITIONS + 1)]
     try:
+        with AdminClient(way) as admin:
+            everybody = (topic, PARTITIONS + 1)
+            wait_until(lambda: everybody in [(one.group_id, one.members) for one in admin.list_groups()])
         wait_until(lambda: sorted(len(member.owned()) for member in members) == [0] + [1] * PARTITIONS)
         waiting = next(member for member in members if not member.owned())
         victim = next(member for member in members if member.owned())

@@ -212,6 +212,41 @@ def plant_epoch_regress(history: list[Op], rng: random.Random) -> None:
     history[-1] = with_reads(op, "t:0", reads)
 
 
+def group_of_two(history: list[Op]) -> tuple[int, list[Op]]:
+    """Two members, one after the other, that commit what they read of t:0; when they end."""
+    at = history[-1].complete_ns
+    reads = history[-1].polls["t:0"]
+    half = len(reads) // 2
+    found = []
+    for process, part, own_ns in ((70, reads[:half], at + 10), (71, reads[half:], at + 110)):
+        offset = part[-1].offset + 1
+        found += [
+            Op(process, Call.OWN, Kind.OK, own_ns, own_ns + 90, assigned=("t:0",), group="g"),
+            Op(process, Call.POLL, Kind.OK, own_ns + 10, own_ns + 20, polls={"t:0": part}),
+            Op(process, Call.COMMIT, Kind.OK, own_ns + 30, own_ns + 40, commits={"t:0": offset}, group="g"),
+        ]
+    return at + 200, found
+
+
+def plant_commit_regress(history: list[Op], rng: random.Random) -> None:
+    _, ops = group_of_two(history)
+    if rng.random() < 0.5:
+        ops[5] = replace(ops[5], commits={"t:0": 1})
+    else:  # the first member's commit counts although it has the partition no more
+        ops[2] = replace(ops[2], invoke_ns=ops[3].invoke_ns + 50, complete_ns=ops[3].invoke_ns + 60)
+    history += ops
+
+
+def plant_double_owner(history: list[Op], rng: random.Random) -> None:
+    _, ops = group_of_two(history)
+    if rng.random() < 0.5:
+        ops[0] = replace(ops[0], complete_ns=ops[3].invoke_ns + 1)
+    else:  # it was thrown out and knows not when: its commit says that it still had it
+        ops[0] = replace(ops[0], complete_ns=ops[3].invoke_ns + 80, kind=Kind.INFO)
+        ops[2] = replace(ops[2], invoke_ns=ops[3].invoke_ns + 50, complete_ns=ops[3].invoke_ns + 60)
+    history += ops
+
+
 PLANTS: dict[Anomaly, Callable[[list[Op], random.Random], None]] = {
     Anomaly.INCONSISTENT_OFFSETS: plant_inconsistent_offsets,
     Anomaly.DUPLICATE: plant_duplicate,
@@ -232,11 +267,34 @@ PLANTS: dict[Anomaly, Callable[[list[Op], random.Random], None]] = {
     Anomaly.PHANTOM: plant_phantom,
     Anomaly.WATERMARK_REGRESS: plant_watermark_regress,
     Anomaly.EPOCH_REGRESS: plant_epoch_regress,
+    Anomaly.COMMIT_REGRESS: plant_commit_regress,
+    Anomaly.DOUBLE_OWNER: plant_double_owner,
 }
 
 
 def test_every_anomaly_has_a_plant() -> None:
     assert set(PLANTS) == set(Anomaly)
+
+
+def test_a_group_that_hands_over_in_order_has_no_finding() -> None:
+    history = correct(1)
+    history += group_of_two(history)[1]
+    assert check(history).is_sound, check(history)
+
+
+def test_a_member_that_was_thrown_out_and_commits_no_more_is_no_second_owner() -> None:
+    history = correct(2)
+    _, ops = group_of_two(history)
+    ops[0] = replace(ops[0], complete_ns=ops[3].invoke_ns + 80, kind=Kind.INFO)
+    failed = replace(ops[2], invoke_ns=ops[3].invoke_ns + 50, complete_ns=ops[3].invoke_ns + 60, kind=Kind.FAIL)
+    assert check([*history, *ops, failed]).is_sound
+
+
+def test_a_member_that_begins_before_what_was_committed_is_found() -> None:
+    history = correct(3)
+    _, ops = group_of_two(history)
+    ops[4] = replace(ops[4], polls={"t:0": ops[1].polls["t:0"] + ops[4].polls["t:0"]})
+    assert check([*history, *ops]).violations == {Anomaly.COMMIT_REGRESS: 1}
 
 
 @pytest.mark.parametrize("seed", range(20))

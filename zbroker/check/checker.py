@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from zbroker.check.cycles import components, graph_of, read_edges, time_edges, write_edges
 from zbroker.check.findings import Anomaly, Contract, Report
+from zbroker.check.groups import check_groups
 from zbroker.check.history import Call, Kind, Op, Read
 from zbroker.check.versions import Versions
 
@@ -33,6 +34,7 @@ def check(history: Sequence[Op], contract: Contract | None = None) -> Report:
     _check_watermarks(history, report)
     _check_epochs(history, report)
     _check_cycles(history, versions, report)
+    check_groups(history, report)
     _measure_lag(history, report)
     return report
 

@@ -12,7 +12,7 @@ EXAMPLES_MAX: Final = 8
 
 
 class Anomaly(Enum):
-    """Names as in Jepsen's kafka workload; the last three are zbroker's own."""
+    """Names as in Jepsen's kafka workload; the last five are zbroker's own."""
 
     INCONSISTENT_OFFSETS = "inconsistent-offsets"  # one offset carries two values
     DUPLICATE = "duplicate"  # one value at two offsets
@@ -33,6 +33,8 @@ class Anomaly(Enum):
     PHANTOM = "phantom"  # a value that nobody sent
     WATERMARK_REGRESS = "hw-regress"  # a high watermark went back, or a record behind it was given out
     EPOCH_REGRESS = "epoch-regress"  # leader epochs go back as offsets go on
+    COMMIT_REGRESS = "commit-regress"  # what a group has committed went back, or an old owner's commit was taken
+    DOUBLE_OWNER = "double-owner"  # two members of a group had one partition at one time
 
 
 class Contract(Struct, frozen=True):

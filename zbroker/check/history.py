@@ -27,13 +27,15 @@ class Kind(Enum):
 
 
 class Call(Enum):
-    """What the client did. `TXN` sends and polls as one."""
+    """What the client did. `TXN` sends and polls as one; `OWN` is no call: it had partitions of its group meanwhile."""
 
     SEND = "send"
     POLL = "poll"
     TXN = "txn"
     ASSIGN = "assign"
     SUBSCRIBE = "subscribe"
+    COMMIT = "commit"
+    OWN = "own"
 
 
 class Sent(Struct, frozen=True, array_like=True, gc=False):
@@ -56,8 +58,8 @@ class Op(Struct, frozen=True):
     """One operation.
 
     `polls` holds what was read of each key, in the order in which it came. `assigned` is what an ASSIGN or SUBSCRIBE
-    asks for; `rebalanced` names keys whose position may have moved inside this operation. `watermarks` are the high
-    watermarks that the reader saw when it had read.
+    asks for, or an OWN had; `commits` are offsets of the group `group`; `rebalanced` names keys whose position may have
+    moved inside this operation. `watermarks` are the high watermarks that the reader saw when it had read.
     """
 
     process: int
@@ -70,6 +72,8 @@ class Op(Struct, frozen=True):
     assigned: tuple[str, ...] = ()
     rebalanced: tuple[str, ...] = ()
     watermarks: dict[str, int] = msgspec.field(default_factory=dict)
+    commits: dict[str, int] = msgspec.field(default_factory=dict)
+    group: str = ""
 
 
 _encoder = msgspec.json.Encoder()

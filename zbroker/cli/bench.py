@@ -20,6 +20,7 @@ BENCHMARKS: Final = {
     "claims": ("zbroker.cli.bench_claims:claims", "What is said of Kafka's design, claim by claim, measured."),
     "report": ("zbroker.cli.bench_report:report", "One page with tables and plots from results files."),
     "failover": ("zbroker.cli.bench_delays:failover", "How long nothing is acknowledged when a leader is killed."),
+    "rebalance": ("zbroker.cli.bench_groups:rebalance", "How long a group takes to join, and what restarts disturb."),
     "compare": ("zbroker.cli.bench_compare:compare", "zbroker beside Kafka, Redis, NATS and RabbitMQ."),
 }
 

@@ -153,7 +153,7 @@ def _rows_by_request(admin: AdminClient, described: GroupDescription) -> list[Ro
     rows = []
     for key, tp in tps.items():
         offset, member, end = committed.get(key), owners.get(key), ends[tp].offset
-        lag = None if offset is None else max(0, end - max(offset, starts[tp].offset))
+        lag = max(0, end - max(offset or 0, starts[tp].offset))
         who = (member.member_id, member.client_id, member.pid or None) if member is not None else (None, None, None)
         rows.append(Row(*tp, offset, end, lag, None, *who))
     return sorted(rows, key=lambda row: row[:2])

@@ -119,6 +119,9 @@ class GroupsSection(Struct, forbid_unknown_fields=True, kw_only=True):
     ] = 10_080
     offset_metadata_max_bytes: Annotated[int, doc("text kept with a committed offset", ge=0, le=65_536)] = 4_096
     assignor_timeout_ms: Annotated[int, doc("time for a member's own assignor; then the group is sticky", ge=1)] = 2_000
+    stalled_after_ms: Annotated[
+        int, doc("a member that stands still while its lag grows is logged after this time; 0: never", ge=0)
+    ] = 60_000
 
 
 class NetworkSection(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -4,7 +4,8 @@ It takes no lock, asks nobody and changes nothing, so it says the same with the 
 Where a log ends comes from its leader's board, dead or alive (there it is the high watermark), or from the file where
 no board is left.
 
-Lag in records: the high watermark minus what was committed. Lag in time: from the time of the first record that the
+Lag in records: the high watermark minus what was committed, or minus the log's start where a member has committed
+nothing yet (one that begins at the end commits that at once). Lag in time: from the time of the first record that the
 group has not committed to that of the newest one.
 """
 
@@ -118,8 +119,8 @@ class _Ends:
             bounds = [found for found in map(_bounds, folders) if found is not None]
             start, end = max(bounds, key=lambda one: one[1], default=(None, None))
         lag = lag_ms = None
-        if committed is not None and start is not None and end is not None:
-            first = max(committed, start)
+        if start is not None and end is not None:
+            first = start if committed is None else max(committed, start)
             lag = max(0, end - first)
             lag_ms = 0
             if lag:
