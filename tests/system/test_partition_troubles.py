@@ -77,3 +77,17 @@ def test_a_damaged_copy_is_found_by_the_doctor_without_a_broker(
     (copy / "suspect").touch()
     text = output_of(capfd, "doctor", "--json", "--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run"))
     assert rule(text, "damage")[0] == "FAIL"
+
+
+def test_the_copies_of_a_broker_that_died_are_looked_at_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Broker() as broker:
+        copy = broker.paths.data_dir / "copies" / "0000000a-0-1"
+        copy.mkdir(parents=True)
+        (copy / "suspect").touch()
+        broker.kill_all()
+        monkeypatch.setenv("ZBROKER_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+        text = output_of(capfd, "doctor", "--json")
+        assert rule(text, "damage")[0] == "FAIL"
+        assert str(broker.paths.data_dir) in rule(text, "disk room")[1]

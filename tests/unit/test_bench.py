@@ -10,8 +10,10 @@ import pytest
 
 from bench.harness import RESULTS, row
 from bench.readme import DOCUMENTS, README, drawn, written
+from bench.soak import rows_of
 from tests.bench_rows import ROWS
 from zbroker.load.results import BadResultsError, Spread, load_results, results, save_results
+from zbroker.load.soak import State
 
 COMMITTED = sorted(RESULTS.glob("*.json"))
 
@@ -42,7 +44,7 @@ def test_the_published_table_has_every_row_that_is_due() -> None:
 
 def test_the_documents_show_the_published_tables() -> None:
     readme = README.read_text()
-    for name in ("main_path", "peers", "failover", "durability"):
+    for name in ("main_path", "peers", "failover", "durability", "soak"):
         assert f"<!-- figures of {name} -->" in readme
     for document in DOCUMENTS:
         text = document.read_text()
@@ -85,3 +87,17 @@ def test_results_that_do_not_keep_to_the_schema_are_refused(tmp_path: Path, fiel
     (tmp_path / "x.json").write_bytes(msgspec.json.encode({**document, field: value}))
     with pytest.raises(BadResultsError, match=r"x\.json"):
         load_results(tmp_path / "x.json")
+
+
+def test_the_states_of_soaks_are_added_up_by_profile() -> None:
+    first = State("kills", 20, 27, 20, faults={"kill worker": 600}, acknowledged=7, waits_ms=[5.0])
+    second = State("kills", 8, 9, 8, faults={"kill router": 399}, acknowledged=3, lost=2, failures=["seed 1: lost"])
+    cuts = State("power", 6, 301, 6)
+    found = {one.what: (one.value, one.met) for one in rows_of([first, cuts, second])}
+    assert found["kills: faults in random processes"] == (999, "missed")
+    assert found["kills: records acknowledged"] == (10, "")
+    assert found["kills: lost"] == (2, "missed")
+    assert found["kills: duplicated"] == (0, "met")
+    assert found["kills: rounds with any finding"] == (1, "missed")
+    assert found["power: power cuts of ext4 under a broker with acks=fsync"] == (300, "met")
+    assert found["power: rounds that broke a promise"] == (0, "met")

@@ -74,6 +74,7 @@ def _examine_copies(options: Options, bootstrap_servers: str, *, is_up: bool) ->
 
 def _directories_of_the_broker(options: Options) -> list[str]:
     """The settings that name the directories of the broker that answers; those that are known of one that does not."""
+    from zbroker.config.paths import paths_at
     from zbroker.errors import BrokerError
     from zbroker.transport.endpoints import parse
 
@@ -85,5 +86,6 @@ def _directories_of_the_broker(options: Options) -> list[str]:
             data_dir = admin.describe_cluster().data_dir
     except BrokerError as error:
         options.note(f"the broker at {run_dir} does not answer: {error}")
-        return [f"broker.run_dir={run_dir}"]
+        died = paths_at(run_dir)
+        return [f"broker.run_dir={run_dir}", *([f"broker.data_dir={died.data_dir}"] if died is not None else [])]
     return [f"broker.run_dir={run_dir}", f"broker.data_dir={data_dir}"]

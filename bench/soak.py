@@ -1,0 +1,75 @@
+"""The sum of long runs: `python -m bench.soak STATE...`, the files that `zbroker soak` keeps. Writes results/soak.json.
+
+States of one profile are added up, so that a run can be made in pieces, with seeds of their own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import msgspec
+
+from bench.harness import Row, print_table, row, save
+from zbroker.load.chaos import percentile
+from zbroker.load.soak import PROFILES, State
+
+WANTED = {"kills": 1_000, "power": 300, "pauses": 500, "simulation": 100_000}
+COUNTED = {"power": "power cuts of ext4 under a broker with acks=fsync", "simulation": "simulated histories (seeds)"}
+
+
+def rows_of(states: Iterable[State]) -> list[Row]:
+    """The figures of some states."""
+    by_profile: dict[str, list[State]] = defaultdict(list)
+    for state in states:
+        by_profile[state.profile].append(state)
+    rows: list[Row] = []
+    for profile, found in by_profile.items():
+        rows += _of_faults(profile, found) if PROFILES[profile].plan else _of_tests(profile, found)
+    return rows
+
+
+def _target(profile: str) -> str:
+    return f">= {WANTED[profile]}" if profile in WANTED else ""
+
+
+def _of_faults(profile: str, states: list[State]) -> list[Row]:
+    faults = sum(sum(one.faults.values()) for one in states)
+    waits_ms = sorted(wait for one in states for wait in one.waits_ms)
+    return [
+        row(f"{profile}: faults in random processes", faults, "", target=_target(profile)),
+        row(f"{profile}: records acknowledged", sum(one.acknowledged for one in states), ""),
+        row(f"{profile}: lost", sum(one.lost for one in states), "", target="<= 0"),
+        row(f"{profile}: duplicated", sum(one.duplicated for one in states), "", target="<= 0"),
+        row(f"{profile}: reordered", sum(one.reordered for one in states), "", target="<= 0"),
+        row(f"{profile}: rounds with any finding", sum(len(one.failures) for one in states), "", target="<= 0"),
+        row(f"{profile}: longest wait for an acknowledgement after a fault, p50", percentile(waits_ms, 50), "ms"),
+    ]
+
+
+def _of_tests(profile: str, states: list[State]) -> list[Row]:
+    a_round = PROFILES[profile].seeds_a_round or 1
+    rounds = sum(one.rounds_done for one in states)
+    what = COUNTED.get(profile, "rounds")
+    return [
+        row(f"{profile}: {what}", rounds * a_round, "", target=_target(profile)),
+        row(f"{profile}: rounds that broke a promise", sum(len(one.failures) for one in states), "", target="<= 0"),
+    ]
+
+
+@click.command()
+@click.argument("states", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--commit", help="What was run, where it is not what is here now.")
+def main(states: tuple[Path, ...], commit: str | None) -> None:
+    """Add up the states, print the table, and write bench/results/soak.json."""
+    found = [msgspec.json.decode(path.read_bytes(), type=State) for path in states]
+    rows = rows_of(found)
+    print_table(rows)
+    about = "long runs of zbroker soak, added up" + (f"; run at commit {commit}" if commit else "")
+    print(save("soak", "python -m bench.soak", rows, about=about))
+
+
+if __name__ == "__main__":
+    main()
