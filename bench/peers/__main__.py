@@ -27,7 +27,7 @@ PEERS = tuple(name for name in SYSTEMS if name != "zbroker")
 PARTS = ("start", "throughput", "latency")
 WHOLE = Plan(1_000_000, 5, 2_000, 1_000, 0.004, 5.0, Path("/dev/shm"))
 SMALL = Plan(20_000, 1, 40, 40, 0.004, 0.2, Path("/dev/shm"))
-KILLS, SMALL_KILLS = 5, 1
+KILLS, SMALL_KILLS = 3, 1
 STORED = RESULTS / "peers.json"
 ABOUT = (
     "100-byte records, one partition; every broker on 127.0.0.1; acknowledged in the page cache of every copy, no"
