@@ -4,8 +4,8 @@ Both have one partition of three copies, acks=all, two in sync at least, and are
 happens. Kafka runs three nodes, each broker and controller, with its defaults; and again giving up a silent broker
 after a third of its default time (`broker.session.timeout.ms` 3000, a heartbeat each 500 ms), because its defaults are
 for clusters over a network. (With 1000 ms and quorum timeouts of 500 ms it acknowledged nothing for two minutes after a
-second kill.) zbroker runs one worker and two replicas with its defaults. A killed process is started again, and its copy
-is in sync again, before the next kill.
+second kill.) zbroker runs one worker and two replicas with its defaults. A killed process is started again, and its
+copy is in sync again, before the next kill.
 """
 
 from __future__ import annotations
