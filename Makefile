@@ -37,8 +37,8 @@ system: $(BIN)/.ready ## tests with real processes and faults
 
 bench: $(BIN)/.ready ## the short benchmarks, five minutes; results and plots in bench/results, tables in the documents
 	$(BIN)/python -m bench --rounds 2 --disk-records 6000000
-	$(BIN)/zbroker bench scale --rounds 2 -q -o bench/results/scale.json
-	$(BIN)/zbroker bench scale --many 1,10,100,1000 --readers 1,2,5,10,25,50 --logs 16,64,256 --rounds 1 -q -o bench/results/costs.json
+	$(BIN)/zbroker bench scale --workers 1,2,4 --partitions 1,4,16 --rounds 2 -q -o bench/results/scale.json
+	$(BIN)/zbroker bench scale --many 1,10,100,1000 --readers 1,2,5,20 --logs 16,64 --rounds 1 -q -o bench/results/costs.json
 	$(BIN)/zbroker bench claims --rounds 1 -q -o bench/results/claims.json
 	$(BIN)/python -m bench.readme
 
