@@ -16,6 +16,7 @@ WIDTH: Final = 680
 LEFT, RIGHT, TOP, BOTTOM = 72, 16, 40, 56
 PLOT_HEIGHT: Final = 270
 LEGEND_LINE: Final = 18
+LEGEND_CHARACTERS: Final = 36  # that fit into half of the width
 LIGHT: Final = ("#1f6fb4", "#c9510c", "#2f8132", "#8250df", "#b3392f", "#0e7c86", "#8a6d00", "#6e7781")
 DARK: Final = ("#6cb6ff", "#f69d50", "#6bc46d", "#dcbdfb", "#f47067", "#5cc8d2", "#e0c04c", "#adbac7")
 TICKS_MAX: Final = 8
@@ -92,7 +93,8 @@ def svg(plot: Plot) -> str:
         x_axis.ticks = list(x_values)
     y_values = [value for _, points in lines for _, *values in points for value in values]
     y_axis = _Axis(_padded(y_values, plot.is_log_y), (bottom, TOP), is_log=plot.is_log_y, from_zero=True)
-    height = bottom + BOTTOM + LEGEND_LINE * math.ceil(len(lines) / 2)
+    columns = 1 if max(len(series.name) for series, _ in lines) > LEGEND_CHARACTERS else 2
+    height = bottom + BOTTOM + LEGEND_LINE * math.ceil(len(lines) / columns)
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="zb" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" aria-label="{escape(plot.title)}"><style>{STYLE}</style>',
@@ -101,7 +103,7 @@ def svg(plot: Plot) -> str:
     ]
     for number, (series, points) in enumerate(lines):
         body += _line(series, points, x_axis, y_axis, number)
-    body += _legend([series for series, _ in lines], bottom + BOTTOM)
+    body += _legend([series for series, _ in lines], bottom + BOTTOM, columns)
     return "\n".join([*body, "</svg>"]) + "\n"
 
 
@@ -151,10 +153,10 @@ def _line(
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>'
 
 
-def _legend(series: Sequence[Series], top: int) -> Iterator[str]:
-    column = (WIDTH - LEFT - RIGHT) // 2
+def _legend(series: Sequence[Series], top: int, columns: int) -> Iterator[str]:
+    width = (WIDTH - LEFT - RIGHT) // columns
     for number, one in enumerate(series):
-        x, y = LEFT + column * (number % 2), top + LEGEND_LINE * (number // 2)
+        x, y = LEFT + width * (number % columns), top + LEGEND_LINE * (number // columns)
         dash = ' stroke-dasharray="6 4"' if one.is_limit else ""
         color = f"var(--c{number % len(LIGHT)})"
         yield f'<line x1="{x}" x2="{x + 22}" y1="{y - 4}" y2="{y - 4}" stroke="{color}" stroke-width="2"{dash}/>'
