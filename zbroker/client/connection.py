@@ -195,13 +195,13 @@ class Connection(Exchange):
             return False
         return time.monotonic_ns() - self._seen_ns.get(name, 0) < self.settings.metadata_max_age_ms * NS_PER_MS
 
-    def watch(self, target: int, incarnation: int) -> None:
+    def watch(self, target: int, incarnation: int) -> bool:
         """Notice the end of a process that is asked by messages, as it is of one that has a lane: what it was asked is
-        then lost at once. Does nothing for a process that cannot be seen from here."""
+        then lost at once. False: it has ended, or cannot be seen from here."""
         if self._endpoint.is_local and self.welcome.shared_memory:
             with self._lock:
-                if not self.is_closed:
-                    self._watch.watch(target, incarnation)
+                return not self.is_closed and self._watch.watch(target, incarnation)
+        return False
 
     def rouse(self, target: int) -> None:
         """Wake a worker that sleeps, if there is a lane to it: a request for it is being made."""

@@ -182,8 +182,8 @@ class GroupMember:
         """Whether heartbeats are to be sent at all."""
         return self.phase in (Phase.JOINING, Phase.IN)
 
-    def heartbeat(self, polled_ago_ms: int) -> GroupHeartbeat:
-        """The next one."""
+    def heartbeat(self, polled_ago_ms: int, hold_ms: int) -> GroupHeartbeat:
+        """The next one; without news it is answered after `hold_ms`."""
         settings = self._settings
         return GroupHeartbeat(
             group_id=self.group_id,
@@ -200,7 +200,7 @@ class GroupMember:
             session_timeout_ms=settings.session_timeout_ms,
             max_poll_interval_ms=settings.max_poll_interval_ms,
             polled_ago_ms=polled_ago_ms,
-            hold_ms=self.hold_ms,
+            hold_ms=hold_ms,
             topics_version=self.topics_version,
             seen_epoch=self.seen_epoch,
         )

@@ -29,6 +29,8 @@ from zbroker.wire.layout import Api
 from zbroker.wire.messages import MetadataReply, MetadataRequest
 
 ANSWER_MS: Final = 1_000  # beyond the time that the coordinator may hold a heartbeat
+UNSEEN_ANSWER_MS: Final = 200  # the same while its death would not be noticed; doubles up to that with each try
+UNSEEN_HOLD_MS: Final = 100
 LOOK_MS: Final = 100
 LEAVE_ATTEMPT_MS: Final = 500
 LEAVE_TRIES: Final = 5
@@ -61,6 +63,8 @@ class GroupSession:
         self._correlation: int | None = None
         self._leaves: list[tuple[GroupLeave, threading.Event]] = []
         self._is_watching = False
+        self._is_seen = False  # the coordinator's death would be
+        self._unseen_answer_ms = UNSEEN_ANSWER_MS
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
@@ -177,13 +181,16 @@ class GroupSession:
             if has_news:
                 self._on_news()
 
+        hold_ms, answer_ms = member.hold_ms, ANSWER_MS
+        if connection.shared_memory and not self._is_seen:
+            hold_ms, answer_ms = min(hold_ms, UNSEEN_HOLD_MS), self._unseen_answer_ms
         # The answer cannot come before this returns: this thread alone takes it.
         correlation = self._correlation = connection.submit(
             ids.COORDINATOR,
             Api.GROUP_HEARTBEAT,
-            [encode(member.heartbeat(ago_ms))],
+            [encode(member.heartbeat(ago_ms, hold_ms))],
             answered,
-            timeout_ms=member.hold_ms + ANSWER_MS,
+            timeout_ms=hold_ms + answer_ms,
         )
 
     def _take(self, member_id: str, error: int, body: list[Any]) -> None:
@@ -192,8 +199,10 @@ class GroupSession:
             if error:
                 raise error_for(error, bytes(body[0]).decode("utf-8", "replace") if body else "")
             self._member.take_answer(member_id, decode(GroupAssignment, body[0]), now_ns)
+            self._unseen_answer_ms = UNSEEN_ANSWER_MS
         except BrokerError as failure:
-            self._is_watching = False
+            self._is_watching = self._is_seen = False
+            self._unseen_answer_ms = min(ANSWER_MS, 2 * self._unseen_answer_ms)
             self._member.take_refusal(member_id, failure, now_ns)
 
     def _forget(self, connection: WakeableConnection) -> None:
@@ -208,14 +217,13 @@ class GroupSession:
         def answered(error: int, body: list[Any]) -> None:
             board = "" if error else decode(MetadataReply, body[0]).coordinator_board
             parsed = parse_board_name(Path(board).name)
-            if parsed is not None:
-                connection.watch(ids.COORDINATOR, parsed[1])
-            else:
-                self._is_watching = False
+            self._is_seen = parsed is not None and connection.watch(ids.COORDINATOR, parsed[1])
+            self._is_watching = self._is_seen
 
         if connection.shared_memory:
             body = encode(MetadataRequest([], False))
-            connection.submit(ids.COORDINATOR, Api.METADATA, [body], answered)
+            wait_ms = UNSEEN_HOLD_MS + self._unseen_answer_ms
+            connection.submit(ids.COORDINATOR, Api.METADATA, [body], answered, timeout_ms=wait_ms)
 
     def _assign(self, connection: WakeableConnection, member_id: str, work: AssignWork) -> None:
         targets, error = self._assignors.compute(work)

@@ -21,6 +21,8 @@ from zbroker.wire.layout import Api
 from zbroker.wire.messages import MetadataReply, MetadataRequest
 
 ASK_TIMEOUT_MS: Final = 1_000
+FIRST_TIMEOUT_MS: Final = 250  # of the first question that is not answered; the next ones wait longer
+LOST_MAX: Final = 2  # questions in a row
 BACKOFF_MS: Final = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -36,6 +38,7 @@ class Topology:
         self._answered_ns = 0
         self._next_ns = 0
         self._tries = 0
+        self._lost = 0
         self._is_expired = False
         self._asked: tuple[str, ...] | None = ()
         self.view = ClusterView()
@@ -80,8 +83,9 @@ class Topology:
             return
         self._asked = asked
         body = encode(MetadataRequest(None if asked is None else list(asked), False))
+        timeout_ms = min(ASK_TIMEOUT_MS, FIRST_TIMEOUT_MS << self._lost)
         self._correlation = self._connection.submit(
-            ids.COORDINATOR, Api.METADATA, [body], self._take, timeout_ms=ASK_TIMEOUT_MS
+            ids.COORDINATOR, Api.METADATA, [body], self._take, timeout_ms=timeout_ms
         )
 
     def _take(self, error: int, body: list[Any]) -> None:
@@ -91,7 +95,9 @@ class Topology:
         self._tries += 1
         self._next_ns = time.monotonic_ns() + backoff_ms * NS_PER_MS
         if error:
+            self._lost = min(self._lost + 1, LOST_MAX)
             return
+        self._lost = 0
         try:
             view = ClusterView(decode(MetadataReply, body[0]))
         except BrokerError:
