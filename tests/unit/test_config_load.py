@@ -31,7 +31,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
     [
         ("workers.cuont=2", ["workers.cuont", "did you mean 'workers.count'"]),
         ("workers.count=0", ["workers.count", ">= 1"]),
-        ("workers.count=many", ["workers.count"]),
+        ("workers.count=many", ["workers.count", "'many'", "int 1..256 | 'auto' | 'per-partition'"]),
         ("topics.retention_ms=soon", ["topics.retention_ms", "5m"]),
         ("limits.topics_max=-1", ["limits.topics_max", ">= 1"]),
         ("nothing", ["name=value"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from zbroker.clock import ManualClock
 from zbroker.config.schema import StorageSection
 from zbroker.workers.housekeeping import Housekeeping
 
@@ -33,13 +34,22 @@ class OnDisk:
         self._full.discard(self)
 
 
+class JumpingClock(ManualClock):
+    """The wall clock is `ahead_ms` ahead of the true time."""
+
+    ahead_ms = 0
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.ahead_ms
+
+
 def housekeeping(count: int = 1) -> tuple[Housekeeping, list[OnDisk]]:
     full: set[Any] = set()
     leaders = [OnDisk(device, full) for device in range(count)]
     host: Any = SimpleNamespace(
         attention=SimpleNamespace(full=full, timed=set(), copied=set()),
         loop=SimpleNamespace(call_at_multiple=lambda *_: None),
-        clock=SimpleNamespace(now_ns=lambda: 0),
+        clock=ManualClock(),
         disk=None,
     )
     known: Any = {(1, one.device): one for one in leaders}
@@ -63,3 +73,21 @@ def test_a_full_disk_refuses_for_its_own_partitions_only() -> None:
     first.free = 0
     house.check_room()
     assert (first.told, second.told) == (["lost"], [])
+
+
+def test_a_clock_that_jumps_before_the_first_retention_is_not_gone_by() -> None:
+    clock, times = JumpingClock(), []
+    copy: Any = SimpleNamespace(
+        is_open=True, retain=times.append, save=lambda: None, has_files_to_unlink=lambda _: False
+    )
+    host: Any = SimpleNamespace(
+        attention=SimpleNamespace(full=set(), timed=set(), copied=set()),
+        loop=SimpleNamespace(call_at_multiple=lambda *_: None),
+        clock=clock,
+        disk=None,
+    )
+    house = Housekeeping({}, lambda: [copy], host, StorageSection(), BATCH)
+    started_ms = clock.wall_ms()
+    clock.ahead_ms = 3_540_000
+    house.tick()
+    assert times == [started_ms]

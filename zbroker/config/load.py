@@ -201,7 +201,9 @@ def _convert(tree: dict[str, Any], origins: Mapping[str, str]) -> ServerConfig:
         message, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`")
         origin = origins.get(name, "settings")
-        raise ConfigError(f"{origin}: {name}: {message}; zbroker config explain {name}") from error
+        known = settings().get(name)
+        meant = f"; it is {known.type}" if known else ""
+        raise ConfigError(f"{origin}: {name}: {message}{meant}; zbroker config explain {name}") from error
     check(config)
     return config
 
