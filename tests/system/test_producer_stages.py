@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 
 from tests.conditions import wait_until
 from tests.consuming import make_topic, read_values
+from zbroker.client.accumulator import PAUSE_NS
 from zbroker.client.admin import AdminClient
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
+from zbroker.ids import TopicPartition
 from zbroker.record.batch import read_header
 from zbroker.shm import layout
 from zbroker.shm.board_reader import BoardReader, find_boards
@@ -60,6 +63,31 @@ def test_records_sent_one_by_one_go_out_in_few_batches(way: dict[str, Any], topi
     assert metrics["records_acknowledged"] == 2_000
     assert metrics["batches_acknowledged"] <= 200
     assert len(batches_of(way, topic, 2_000)) == metrics["batches_acknowledged"]
+
+
+def test_a_record_that_comes_after_a_pause_is_sent_by_the_sending_thread(way: dict[str, Any], topic: str) -> None:
+    with Producer(way) as producer, Consumer(way) as consumer:
+        place = TopicPartition(topic, 0)
+        producer.send(topic, b"first", partition=0).result(20)
+        producer._delivery.background.close()
+        wait_until(lambda: producer.metrics()["records_unanswered"] == 0)
+        time.sleep(2 * PAUSE_NS / 1e9)
+        producer.send(topic, b"after a pause", partition=0)
+        wait_until(lambda: consumer.end_offsets([place])[place] == 2)
+        producer.send(topic, b"while that one is on its way", partition=0)
+        assert producer.metrics()["records_unanswered"] == 2, "it waits for the others that may come"
+        assert producer.flush(timeout_ms=20_000) == 0
+    assert [batch.record_count for batch in batches_of(way, topic, 3)] == [1, 1, 1]
+
+
+def test_with_a_linger_a_record_waits_whenever_it_comes(way: dict[str, Any], topic: str) -> None:
+    with Producer(way, linger_ms=60_000) as producer:
+        producer.send(topic, b"first", partition=0).result(20)
+        time.sleep(2 * PAUSE_NS / 1e9)
+        for number in range(10):
+            producer.send(topic, b"%d" % number, partition=0)
+        assert producer.flush(timeout_ms=20_000) == 0
+    assert [batch.record_count for batch in batches_of(way, topic, 11)] == [1, 10]
 
 
 def test_without_a_batch_size_worth_the_name_each_record_is_a_batch(way: dict[str, Any], topic: str) -> None:

@@ -76,7 +76,8 @@ def test_a_full_disk_refuses_for_its_own_partitions_only() -> None:
 
 
 def test_a_clock_that_jumps_before_the_first_retention_is_not_gone_by() -> None:
-    clock, times = JumpingClock(), []
+    clock = JumpingClock()
+    times: list[int] = []
     copy: Any = SimpleNamespace(
         is_open=True, retain=times.append, save=lambda: None, has_files_to_unlink=lambda _: False
     )

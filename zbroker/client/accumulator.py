@@ -6,6 +6,9 @@ to a new one. The owner looks at `is_open` after its append; the closer clears `
 that the owner sees in an open batch is counted, and for any other the count says whether it is.
 
 A batch is opened and filled up by `add`, which takes the lock; what lies in between may go without.
+
+With `linger_ms` 0 a record that comes after a pause is sent by `add` itself: nothing would join it, and the thread in
+the background would have to wake up first. Those that come while it is on its way gather, as Nagle's algorithm has it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from zbroker.client.settings import ProducerSettings
 from zbroker.client.terms import Terms
 from zbroker.client.topic_refresh import TopicRefresh
 from zbroker.client.topic_sender import TopicSender
+from zbroker.clock import NS_PER_MS
 from zbroker.errors import BufferFullError, ClosedError, MessageSizeTooLargeError
 from zbroker.record.batch import read_header
 from zbroker.record.records import Header
@@ -33,6 +37,7 @@ from zbroker.wire.messages import TopicInfo
 RECORDS_PER_BATCH_MAX: Final = 10_000
 BATCH_OVERHEAD_BYTES: Final = 256
 ALONE_AFTER_BATCHES: Final = 64
+PAUSE_NS: Final = NS_PER_MS // 4
 
 
 class Accumulator:
@@ -55,6 +60,7 @@ class Accumulator:
         has_serializer = settings.key_serializer is not None or settings.value_serializer is not None
         has_own_choice = callable(settings.partitioner) or settings.partitioner == "round_robin"
         self._is_plain = not (has_serializer or has_own_choice or settings.on_delivery is not None)
+        self._is_prompt = settings.linger_ms == 0
         self._last_thread = self._opened_in_a_row = 0
         self._refresh = TopicRefresh(connection, settings.metadata_max_age_ms, self._grow_topic)
 
@@ -86,11 +92,14 @@ class Accumulator:
                 add_extras(batch, index, headers, timestamp_ms)
             batch.room -= size
             is_full = batch.room <= 0 or index + 1 >= RECORDS_PER_BATCH_MAX
-            if is_full:
+            is_alone = self._is_prompt and index == 0 and self._comes_after_pause(queue, batch)
+            if is_alone:
+                delivery.rouse(queue)
+            if is_full or is_alone:
                 queue.close_open()
-                if queue is sender.sticky:
-                    sender.next_sticky()
-        if is_full:
+            if is_full and queue is sender.sticky:
+                sender.next_sticky()
+        if is_full or is_alone:
             delivery.receive_some(queue)
         elif delivery.background.is_idle:
             delivery.background.wake()
@@ -129,6 +138,10 @@ class Accumulator:
         if batch.created_ns >= self._refresh.due_ns:
             self._refresh.ask(self.topics)
         return batch
+
+    def _comes_after_pause(self, queue: PartitionQueue, batch: Batch) -> bool:
+        """Whether the batch, a new one, is the first for a while, and nothing is on its way. The lock is held."""
+        return queue.is_clear and batch.created_ns - queue.closed_ns > PAUSE_NS
 
     def _thread_alone(self) -> int:
         """This thread, when it alone has opened batches for a while, else 0. The lock is held."""

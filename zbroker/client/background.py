@@ -28,6 +28,13 @@ EMITTER_WAIT_S: Final = 0.005
 _log = logging.getLogger(__name__)
 
 
+class Emits(Protocol):
+    """A `sender`, as the background thread sees it."""
+
+    def hand_over(self) -> None:
+        """Pass what was emitted on to the queues."""
+
+
 class Work(Protocol):
     """What there is to do. All of it may be called from any thread."""
 
@@ -60,6 +67,7 @@ class Background:
         self._nap_ms = min(max(NAP_MIN_MS, linger_ms), NAP_OF_LINGER_MAX_MS)
         self._wake = threading.Event()
         self._is_closing = False
+        self._pumped_ns = 0  # when this thread received last
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -80,6 +88,11 @@ class Background:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=2)
 
+    def _others_receive(self) -> bool:
+        """Whether another thread has received a moment ago, and so will again."""
+        last_ns = self._connection.last_pump_ns
+        return last_ns != self._pumped_ns and time.monotonic_ns() - last_ns < STAND_BACK_NS
+
     def _run(self) -> None:
         while not self._is_closing:
             try:
@@ -91,9 +104,9 @@ class Background:
                         self._wake.clear()
                     self.is_idle = False
                 self._work.do_what_is_due()
-                is_received = time.monotonic_ns() - self._connection.last_pump_ns < STAND_BACK_NS
-                if not is_received and self._work.has_work():
-                    self._connection.pump(self._work.until_service_ms())
+                if not self._others_receive() and self._work.has_work():
+                    self._connection.pump(min(self._nap_ms, self._work.until_service_ms()))
+                    self._pumped_ns = self._connection.last_pump_ns
                 else:
                     nap_ms = max(self._nap_ms, NAP_ATTENDED_MS) if is_attended else self._nap_ms
                     time.sleep(min(nap_ms, self._work.until_service_ms()) / 1000)

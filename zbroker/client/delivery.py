@@ -11,9 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from zbroker.client.background import Background
+from zbroker.client.background import Background, Emits
 from zbroker.client.batches import Batch
 from zbroker.client.connection import Connection
 from zbroker.client.leaders import METADATA_ATTEMPT_MS, Leaders
@@ -58,13 +58,6 @@ _USUAL: Final = frozenset(
 )
 
 _log = logging.getLogger(__name__)
-
-
-class Emits(Protocol):
-    """A `sender`, as the background thread sees it."""
-
-    def hand_over(self) -> None:
-        """Pass what was emitted on to the queues."""
 
 
 class Delivery:
@@ -215,15 +208,19 @@ class Delivery:
         if self.background.is_idle:
             self.background.wake()
 
+    def rouse(self, queue: PartitionQueue) -> None:
+        """A batch is about to be made and sent: if its worker sleeps, let it wake up meanwhile."""
+        route = self.leaders.route((queue.topic, queue.partition))
+        if self._is_rousing and route is not None and not queue.in_flight:
+            self._connection.rouse(route.process)
+
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         """Send the batch now, linger or not, and receive until it is done."""
         self._connection.check_usable()
         self.waited_ns = time.monotonic_ns()
         queue = batch.queue
         if queue.open is batch:
-            route = self.leaders.route((queue.topic, queue.partition))
-            if self._is_rousing and route is not None and not queue.in_flight:
-                self._connection.rouse(route.process)
+            self.rouse(queue)
             with self.lock:
                 if queue.open is batch:
                     self._is_awaited = self._is_rousing and self.acks in (1, -1)

@@ -85,8 +85,8 @@ class PartitionQueue:
     """See the module."""
 
     __slots__ = (
-        "_retries", "closed_count", "failed", "in_flight", "lane", "lock", "needs_leader", "open", "partition",
-        "producer", "retry_ns", "route", "sequences", "topic", "waiting",
+        "_retries", "closed_count", "closed_ns", "failed", "in_flight", "lane", "lock", "needs_leader", "open",
+        "partition", "producer", "retry_ns", "route", "sequences", "topic", "waiting",
     )  # fmt: skip
 
     def __init__(self, producer: Sending, topic: str, partition: int) -> None:
@@ -102,6 +102,7 @@ class PartitionQueue:
         self.needs_leader = False
         self._retries = 0
         self.closed_count = 0
+        self.closed_ns = 0  # when the last one was
         self.sequences = Sequences() if producer.is_idempotent else None
         self.route: object = None
         self.lane: ClientLane | None = None
@@ -111,6 +112,11 @@ class PartitionQueue:
     def is_empty(self) -> bool:
         """Whether nothing is unacknowledged."""
         return not (self.open or self.waiting or self.in_flight or self.failed)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether a batch that is closed now is sent at once, with nothing before it."""
+        return not (self.waiting or self.in_flight or self.failed or self.needs_leader)
 
     def is_done_until(self, number: int) -> bool:
         """Whether every batch up to the one that was closed as `number` is done. The lock is held."""
@@ -171,6 +177,7 @@ class PartitionQueue:
         """Put an encoded batch behind the others and send what may be sent. The lock is held."""
         batch.state = State.CLOSED
         self.closed_count += 1
+        self.closed_ns = self.producer.now_ns()
         batch.number = self.closed_count
         self.producer.count_closed(batch)
         self.waiting.append(batch)
