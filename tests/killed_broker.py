@@ -5,7 +5,6 @@ Run as a program it is what `zbroker.testing.serve` is, with the points in its p
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
@@ -31,5 +30,5 @@ def role(config: ServerConfig, number: int, reload: Callable[[], ServerConfig] |
 
 
 if __name__ == "__main__":
-    die_with_parent(os.getppid())
+    die_with_parent(int(sys.argv[2]))
     sys.exit(supervisor.main(msgspec.json.decode(sys.argv[1], type=ServerConfig), role=role))

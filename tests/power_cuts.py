@@ -110,5 +110,5 @@ class Broker(testing.Broker):
 if __name__ == "__main__":
     boot_id = os.environ[BOOT_VARIABLE]
     Files.boot_id = lambda self: boot_id  # type: ignore[method-assign]  # the host's own would say that nothing was lost
-    die_with_parent(os.getppid())
+    die_with_parent(int(sys.argv[2]))
     sys.exit(supervisor.main(msgspec.json.decode(sys.argv[1], type=ServerConfig)))

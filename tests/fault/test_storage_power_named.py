@@ -147,7 +147,8 @@ def test_the_names_of_the_data_directories_are_synced(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", fsync)
     places = {"data_dir": str(tmp_path / "a" / "b"), "run_dir": str(tmp_path / "run")}
-    make_directories(paths_for(msgspec.convert({"broker": places}, ServerConfig)))
+    paths = paths_for(msgspec.convert({"broker": places}, ServerConfig))
+    make_directories(paths._replace(boards_dir=tmp_path / "boards", memory_dir=tmp_path / "memory"))
     assert {str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")} <= set(synced)
     synced.clear()
     files = SyncedDirectories()

@@ -73,7 +73,7 @@ class Play:
     def bounce_all(self) -> None:
         gone = self.crew.living
         for member in gone:
-            member.signal(signal.SIGTERM)
+            member.ask_to_leave()
         for member in gone:
             member.wait()
             self.come_back(member)
@@ -109,7 +109,7 @@ class Play:
         else:
             member = self.pick()
             self.come_back(member) if member not in self.names else None
-            member.signal(signal.SIGTERM)
+            member.ask_to_leave()
         time.sleep(self.chance.uniform(0, JOIN_S))  # at any point of it
         self.broker.wait_for_restart("coordinator", self.broker.kill("coordinator"))
         self.crew.wait_until(lambda: bool(self.crew.living), "somebody")

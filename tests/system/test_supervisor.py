@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +40,16 @@ def test_a_broker_starts_answers_and_stops_without_a_trace() -> None:
             os.kill(pid, 0)
     mine = f"zbt-{os.getpid()}-"  # other tests of this process may keep a broker of their own
     assert not [name for name in set(os.listdir("/dev/shm")) - before if name.startswith(mine)]
+
+
+def test_a_broker_whose_starter_has_died_before_it_ran_ends_at_once(tmp_path: Path) -> None:
+    """As when Ctrl-C comes between the start of the process and its first line."""
+    starter = subprocess.Popen([sys.executable, "-c", ""])
+    starter.wait()
+    settings = json.dumps({"broker": {"data_dir": str(tmp_path / "data"), "run_dir": str(tmp_path / "run")}})
+    command = [sys.executable, "-m", Broker.program, settings, str(starter.pid)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -305,7 +305,7 @@ def test_locked_data_are_waited_for_a_moment_and_then_refused_with_the_holder(tm
     paths = paths_for(
         ServerConfig(broker=BrokerSection(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "run")))
     )
-    make_directories(paths)
+    make_directories(paths._replace(boards_dir=tmp_path / "boards", memory_dir=tmp_path / "memory"))
     check_data_lock(paths)
     lock = LockFile.take(paths.data_lock)
     with pytest.raises(DirectoryLockedError, match=rf"{paths.data_lock} is held by process {os.getpid()}\b"):

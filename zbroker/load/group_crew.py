@@ -93,9 +93,20 @@ class Member:
         self.killed_ns = at_ns
         return at_ns
 
+    def ask_to_leave(self) -> None:
+        """SIGTERM, once it has begun: before that it would not end in order. Raises CrewError if it does not begin."""
+        deadline_s = time.monotonic() + END_TIMEOUT_S
+        while not self.has(READY):
+            if time.monotonic() > deadline_s:
+                raise CrewError(f"member {self.number} does not begin")
+            time.sleep(LOOK_S)
+            self.look()
+            self.check()
+        self.signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """Let it leave its group; return when it has ended. Raises CrewError when it did not end well."""
-        self.signal(signal.SIGTERM)
+        self.ask_to_leave()
         self.wait()
 
     def wait(self) -> None:

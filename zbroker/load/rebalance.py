@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -227,7 +226,7 @@ def coordinator_kills(
             if newcomer is not None:
                 newcomer.go()
             else:
-                rng.choice(crew.living).signal(signal.SIGTERM)
+                rng.choice(crew.living).ask_to_leave()
             time.sleep(rng.uniform(0, KILL_WITHIN_S))  # at any point of the rebalance
             at_ns = time.monotonic_ns()
             kill()

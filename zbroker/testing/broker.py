@@ -112,7 +112,7 @@ class Broker:
         settings = msgspec.json.encode(self.config).decode()
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.program, settings],
+                [sys.executable, "-m", self.program, settings, str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

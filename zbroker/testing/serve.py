@@ -1,11 +1,10 @@
-"""`python -m zbroker.testing.serve SETTINGS`: a broker in the foreground from settings in one argument, as JSON.
+"""`python -m zbroker.testing.serve SETTINGS PID`: a broker in the foreground from settings in one argument, as JSON.
 
-It ends with the process that started it: a test run that is killed leaves no broker behind.
+It ends with the process PID, which started it: a test run that is killed leaves no broker behind, however early.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
 import msgspec
@@ -17,7 +16,7 @@ from zbroker.workers.process import die_with_parent
 
 def main() -> int:
     """Run until told to stop; the exit code is the supervisor's."""
-    die_with_parent(os.getppid())
+    die_with_parent(int(sys.argv[2]))
     return supervisor.main(msgspec.json.decode(sys.argv[1], type=ServerConfig))
 
 
