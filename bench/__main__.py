@@ -12,7 +12,7 @@ import click
 
 from bench.consume import consume_rows
 from bench.footprint import footprint_rows
-from bench.harness import Row, print_table, save
+from bench.harness import Row, command_of, print_table, save
 from bench.latency import latency_rows
 from bench.produce import DISK_RECORDS, disk_rows, produce_rows
 from bench.readers import READERS, reader_rows
@@ -63,7 +63,7 @@ def main(rounds: int, small: bool, only: tuple[str, ...], disk: Path, disk_recor
     rows = measure(only or PARTS, rounds, small, disk, disk_records)
     print_table(rows)
     if not small and not only:
-        print(save("main_path", "python -m bench", rows, about="100-byte records, one worker"))
+        print(save("main_path", command_of("bench"), rows, about="100-byte records, one worker"))
 
 
 if __name__ == "__main__":

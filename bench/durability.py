@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from bench.harness import Contender, Row, best, print_table, row, run_rounds, save, spread
+from bench.harness import Contender, Row, best, command_of, print_table, row, run_rounds, save, spread
 from bench.world import batches
 from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.producer import Producer
@@ -111,7 +111,7 @@ def main(rounds: int, small: bool, disk: Path) -> None:
         rows += fsync_rows(5 if small else PRODUCERS, 1.0 if small else FSYNC_S, Path(directory) / "fsync")
     print_table(rows)
     if not small:
-        print(save("durability", "python -m bench.durability", rows, about=ABOUT))
+        print(save("durability", command_of("bench.durability"), rows, about=ABOUT))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bench.harness import print_table, save
+from bench.harness import command_of, print_table, save
 from zbroker.load.failover import ABOUT, failover_rows
 from zbroker.testing import Broker
 
@@ -21,7 +21,7 @@ def main(kills: int, pauses: int, small: bool) -> None:
         rows = failover_rows(broker, 2, 1) if small else failover_rows(broker, kills, pauses)
     print_table(rows)
     if not small:
-        print(save("failover", "python -m bench.failover", rows, about=ABOUT))
+        print(save("failover", command_of("bench.failover"), rows, about=ABOUT))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import click
 
 from bench.group_scale import change_ms
 from bench.group_sticky import against_brute_force
-from bench.harness import Row, print_table, row, save
+from bench.harness import Row, command_of, print_table, row, save
 from zbroker.load.rebalance_run import CONFIG, GroupBench
 from zbroker.testing import Broker
 
@@ -75,7 +75,7 @@ def main(kills: int, coordinator_kills: int, small: bool) -> None:
         groups=1_000,
     )
     print_table(rows)
-    print(save("groups", "python -m bench.groups", rows, about=ABOUT, seed=SEED))
+    print(save("groups", command_of("bench.groups"), rows, about=ABOUT, seed=SEED))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,11 @@ def _say(name: str, number: int, of: int, figures: Mapping[str, float]) -> None:
 def cpu_ns(pid: int) -> int:
     """Nanoseconds that all threads of a process have run on a CPU."""
     return Usage.of(pid).cpu_ns
+
+
+def command_of(module: str) -> str:
+    """The command line that runs this module as it runs now, with its options."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def save(
