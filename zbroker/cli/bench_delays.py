@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,21 +15,33 @@ from zbroker.load.bench_runs import Found, Spec
 from zbroker.load.bench_target import own_broker
 from zbroker.load.failover import ABOUT, failover_rows
 
-_RATE = click.option("--rate", default=1_000.0, show_default=True, type=click.FloatRange(0.1), help="Records a second.")
-_TRANSPORT = click.option(
-    "--transport", default="auto", show_default=True, type=click.Choice(["auto", "shm", "zmq"]), help="Lane or socket."
-)
+
+def _delay_options(command: Callable[..., None]) -> Callable[..., None]:
+    decorators = (
+        bench_options("topic"),
+        click.option("--records", "-n", default=5_000, show_default=True, type=click.IntRange(1), help="How many."),
+        bench_options("size", "partitions", "workers", "acks", "compression"),
+        click.option(
+            "--rate", default=1_000.0, show_default=True, type=click.FloatRange(0.1), help="Records a second."
+        ),
+        click.option(
+            "--transport",
+            default="auto",
+            show_default=True,
+            type=click.Choice(["auto", "shm", "zmq"]),
+            help="Lane or socket.",
+        ),
+        bench_options("pin", "rounds", "seed", "dir", "output"),
+        shared_options,
+        pass_options,
+    )
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
 
 
 @click.command()
-@bench_options("topic")
-@click.option("--records", "-n", default=5_000, show_default=True, type=click.IntRange(1), help="How many.")
-@bench_options("size", "partitions", "workers", "acks", "compression")
-@_RATE
-@_TRANSPORT
-@bench_options("pin", "rounds", "seed", "dir", "output")
-@shared_options
-@pass_options
+@_delay_options
 def latency(options: Options, /, **given: object) -> None:
     """How long a record waits for its acknowledgement.
 
@@ -39,14 +52,7 @@ def latency(options: Options, /, **given: object) -> None:
 
 
 @click.command()
-@bench_options("topic")
-@click.option("--records", "-n", default=5_000, show_default=True, type=click.IntRange(1), help="How many.")
-@bench_options("size", "partitions", "workers", "acks", "compression")
-@_RATE
-@_TRANSPORT
-@bench_options("pin", "rounds", "seed", "dir", "output")
-@shared_options
-@pass_options
+@_delay_options
 def e2e(options: Options, /, **given: object) -> None:
     """How long a record takes to a consumer that slept.
 
