@@ -1,6 +1,6 @@
 """T13: replication under thousands of random histories, on the real state machines of leaders and followers.
 
-ZBROKER_SIM_SEEDS and ZBROKER_SIM_EVENTS make it longer (the soak: 100,000 seeds); ZBROKER_SIM_FIRST begins elsewhere.
+ZBROKER_SIM_SEEDS and ZBROKER_SIM_EVENTS make it longer (the soak: 100,000 seeds); ZBROKER_SEED is the first seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.replication_node import Node
 from tests.replication_world import World
 
 SEEDS = int(os.environ.get("ZBROKER_SIM_SEEDS", "200"))
-FIRST = int(os.environ.get("ZBROKER_SIM_FIRST", "0"))
+FIRST = int(os.environ.get("ZBROKER_SEED", "0"))
 EVENTS = int(os.environ.get("ZBROKER_SIM_EVENTS", "5000"))
 PARTS = 4
 

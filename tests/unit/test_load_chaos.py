@@ -20,6 +20,8 @@ from zbroker.load.faults import Faults, role_of, send_signal
 from zbroker.load.soak import PROFILES, Soak, SoakError, State
 from zbroker.testing.broker import Broker, BrokerFailedError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_a_client_file_becomes_operations_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "client.jsonl"
@@ -131,8 +133,8 @@ def test_a_soak_goes_on_where_it_ended(tmp_path: Path) -> None:
 def test_a_soak_notes_a_round_of_tests_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tests" / "sim"
     folder.mkdir(parents=True)
-    (folder / "test_one.py").write_text(
-        "import os\ndef test_one():\n    assert os.environ['ZBROKER_SEED'] != '1001', os.environ['ZBROKER_SIM_SEEDS']\n"
+    (folder / "test_replication_faults.py").write_text(
+        "import os\ndef test_one():\n    assert os.environ['ZBROKER_SEED'] != '251', os.environ['ZBROKER_SIM_SEEDS']\n"
     )
     monkeypatch.setattr("zbroker.load.soak._ROOT", tmp_path)
     run = Soak(State("simulation", 2, 1))
@@ -142,7 +144,25 @@ def test_a_soak_notes_a_round_of_tests_that_failed(tmp_path: Path, monkeypatch: 
     run.round(lambda what, share: None)
     assert run.is_done
     assert not run.is_sound
-    assert "seed 1001" in run.text()
+    assert "seed 251" in run.text()
+
+
+def test_every_round_of_the_simulation_plays_histories_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[dict[str, str]] = []
+
+    def note(command: list[str], env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        rounds.append(env)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zbroker.load.soak.subprocess.run", note)
+        run = Soak(State("simulation", 2, 7))
+        run.round(lambda what, share: None)
+        run.round(lambda what, share: None)
+    ask = [sys.executable, "-c", "from tests.sim.test_replication_faults import FIRST, SEEDS; print(FIRST, SEEDS)"]
+    answers = [subprocess.run(ask, env=env, cwd=ROOT, text=True, capture_output=True).stdout for env in rounds]
+    count = PROFILES["simulation"].seeds_a_round
+    assert answers == [f"7 {count}\n", f"{7 + count} {count}\n"]
 
 
 def test_a_profile_of_tests_without_a_checkout_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,10 +95,10 @@ PROFILES: Final[dict[str, Profile]] = {
     ),
     "simulation": Profile(
         text="the replication machines under a simulated network and disks: 100,000 seeds (T13)",
-        rounds=100,
-        tests="tests/sim",
+        rounds=400,
+        tests="tests/sim/test_replication_faults.py",
         seeds_variable="ZBROKER_SIM_SEEDS",
-        seeds_a_round=1_000,
+        seeds_a_round=250,
     ),
     "search": Profile(
         text="every history of three copies with few records and deaths, up to 500,000 states of each kind (T15)",
