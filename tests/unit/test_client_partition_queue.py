@@ -194,10 +194,10 @@ def test_the_back_off_grows_up_to_its_bound_and_begins_anew_after_a_success() ->
     sending = ScriptedSending()
     queue = PartitionQueue(sending, "t", 0)
     waits_ms = []
-    for _ in range(11):
+    for _ in range(17):
         queue.leader_unknown()
         waits_ms.append((queue.retry_ns - sending.now) // NS_PER_MS)
-    assert waits_ms == [1, 2, 5, 10, 10, 10, 10, 20, 50, 100, 100]
+    assert waits_ms == [1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 10, 10, 10, 20, 50, 100, 100]
     queue.answered(add(queue), 0, produced(0))
     queue.leader_unknown()
     assert queue.retry_ns == NS_PER_MS

@@ -11,6 +11,7 @@ from zbroker import ids
 from zbroker.clock import NS_PER_MS
 from zbroker.core.lifecycle import (
     HAS_PROCESS,
+    STAND_BACK_MS,
     Effect,
     Event,
     Exited,
@@ -78,14 +79,23 @@ def test_everything_wanted_is_started_at_once() -> None:
     assert bench.lifecycle.next_deadline_ns is None
 
 
-def test_the_first_death_is_followed_by_a_start_at_once() -> None:
-    bench = Bench()
+@pytest.mark.parametrize("number", [ROUTER, COORDINATOR, W0])
+def test_the_first_death_is_followed_by_a_start_at_once_where_nobody_can_take_over(number: int) -> None:
+    bench = Bench((ROUTER, COORDINATOR, W0))
     bench.now_ms += 20_000
-    assert bench.do(Exited(W0, 1)) == [Start(W0)]
+    assert bench.do(Exited(number, 1)) == [Start(number)]
+
+
+def test_a_worker_whose_partitions_others_take_over_leaves_them_the_cores_first() -> None:
+    bench = Bench()
+    assert bench.do(Exited(W0, -signal.SIGKILL)) == []
+    assert bench.do(Exited(W1, -signal.SIGKILL)) == [Start(W1)], "nobody is left who could"
+    assert bench.after(STAND_BACK_MS - 0.001) == []
+    assert bench.after(0.001) == [Start(W0)]
 
 
 def test_deaths_in_a_row_wait_longer_each_time_up_to_the_maximum() -> None:
-    bench = Bench()
+    bench = Bench((ROUTER, COORDINATOR, W0))
     waits = []
     for _ in range(8):
         bench.do(Exited(W0, -signal.SIGKILL))
@@ -101,7 +111,7 @@ def test_a_long_life_ends_a_row() -> None:
     bench = Bench()
     for _ in range(20):
         bench.now_ms += LIMITS.crash_loop_window_ms + 1
-        assert bench.do(Exited(W0, 70)) == [Start(W0)]
+        assert bench.do(Exited(COORDINATOR, 70)) == [Start(COORDINATOR)]
 
 
 def crash(bench: Bench, number: int, status: int = 70) -> list[Effect]:
@@ -161,7 +171,8 @@ def test_kills_from_outside_never_make_a_process_given_up() -> None:
         bench.after(LIMITS.restart_backoff_max_ms)
     assert bench.lifecycle.state_of(W0) is State.RUNNING
     bench.now_ms += 2_000
-    assert bench.do(Exited(W0, -signal.SIGKILL)) == [Start(W0)], "after a life of seconds it is back at once"
+    bench.do(Exited(W0, -signal.SIGKILL))
+    assert bench.after(STAND_BACK_MS) == [Start(W0)], "after a life of seconds it need not wait for longer"
 
 
 def test_a_process_that_is_asked_to_end_again_and_again_is_not_given_up() -> None:

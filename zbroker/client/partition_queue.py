@@ -33,7 +33,8 @@ from zbroker.errors import (
 from zbroker.record.columns import encode_columns
 from zbroker.wire.layout import PRODUCED
 
-RETRY_AFTER_MS = (1, 2, 5, 10, 10, 10, 10, 20, 50, 100)  # the last again and again, up to retry_backoff_ms
+# Close together while an election takes as long as it should; the last again and again, up to retry_backoff_ms.
+RETRY_AFTER_MS = (1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 10, 10, 10, 20, 50, 100)
 
 
 class Sent(Enum):

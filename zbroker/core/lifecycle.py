@@ -9,7 +9,8 @@
                                                v
                                             STOPPING --- Exited ---> (forgotten)
 
-Guarantees: a process that is wanted and dead is started again: at once the first time, then after
+Guarantees: a process that is wanted and dead is started again: at once the first time (a worker or replica after
+STAND_BACK_MS where others of them run, which take over what it led and need the cores for that), then after
 `restart_backoff_ms`, doubled for each death in a row up to `restart_backoff_max_ms`. A row ends when a process lives
 longer than `crash_loop_window_ms`. After `crash_loop_limit` deaths in a row it is given up: the broker goes on without
 a worker or replica, and stops where none is left, or where it is the router or the coordinator. SIGKILL is somebody's
@@ -39,6 +40,7 @@ EXIT_INTERNAL: Final = 70
 EXIT_TEMPORARY: Final = 75
 FAST_STOP_MS: Final = 500
 SHORT_LIFE_MS: Final = 1_000
+STAND_BACK_MS: Final = 30  # elections are over in 5 to 10; a start takes a core for 40
 # The part of the stop's time that is over when a group is killed: leaders first, so that they can still hand over.
 _STOP_SHARES: Final = (0.6, 0.8, 1.0)
 
@@ -278,8 +280,18 @@ class Lifecycle:
             exit_code = EXIT_TEMPORARY if status == EXIT_TEMPORARY else EXIT_INTERNAL
             return self._give_up(process, now_ns, f"{process.crashes_in_row} crashes in a row", exit_code)
         process.state = State.WAITING
-        process.deadline_ns = now_ns + self.backoff_ms(process.deaths_in_row) * NS_PER_MS
+        wait_ms = self.backoff_ms(process.deaths_in_row)
+        if status != 0 and self._has_stand_in(process):
+            wait_ms = max(wait_ms, STAND_BACK_MS)
+        process.deadline_ns = now_ns + wait_ms * NS_PER_MS
         return self._due(now_ns)
+
+    def _has_stand_in(self, process: _Process) -> bool:
+        """Whether another process can lead in its place."""
+        group = stop_group(process.number)
+        return group == 0 and any(
+            one.state is State.RUNNING for one in self._processes.values() if stop_group(one.number) == group
+        )
 
     def backoff_ms(self, deaths_in_row: int) -> int:
         """How long a process waits for its next start."""
