@@ -5,18 +5,19 @@ States of one profile are added up, so that a run can be made in pieces, with se
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
 import msgspec
 
-from bench.harness import Row, print_table, row, save
+from bench.harness import RESULTS, Row, print_table, row, save
 from zbroker.load.chaos import percentile
+from zbroker.load.results import load_results
 from zbroker.load.soak import PROFILES, State
 
-WANTED = {"kills": 1_000, "power": 300, "pauses": 500, "simulation": 100_000}
+WANTED = {"kills": 1_000, "power": 300, "pauses": 500, "simulation": 100_000, "bugs": 11}
 COUNTED = {"power": "power cuts of ext4 under a broker with acks=fsync", "simulation": "simulated histories (seeds)"}
 
 
@@ -52,9 +53,16 @@ def _of_faults(profile: str, states: list[State]) -> list[Row]:
 def _of_tests(profile: str, states: list[State]) -> list[Row]:
     a_round = PROFILES[profile].seeds_a_round or 1
     rounds = sum(one.rounds_done for one in states)
-    what = COUNTED.get(profile, "rounds")
+    if profile == "bugs":
+        counted = row("bugs: put in on purpose and found", states[-1].passed, "", target=_target(profile))
+    else:
+        counted = row(f"{profile}: {COUNTED.get(profile, 'rounds')}", rounds * a_round, "", target=_target(profile))
+    counts: Counter[str] = Counter()
+    for one in states:
+        counts.update(one.counts)
     return [
-        row(f"{profile}: {what}", rounds * a_round, "", target=_target(profile)),
+        counted,
+        *[row(f"{profile}: {what}", number, "") for what, number in counts.items()],
         row(f"{profile}: rounds that broke a promise", sum(len(one.failures) for one in states), "", target="<= 0"),
     ]
 
@@ -63,9 +71,12 @@ def _of_tests(profile: str, states: list[State]) -> list[Row]:
 @click.argument("states", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--commit", help="What was run, where it is not what is here now.")
 def main(states: tuple[Path, ...], commit: str | None) -> None:
-    """Add up the states, print the table, and write bench/results/soak.json."""
+    """Add up the states, print the table, and write bench/results/soak.json. Profiles of which no state is given keep
+    the rows that they have there."""
     found = [msgspec.json.decode(path.read_bytes(), type=State) for path in states]
-    rows = rows_of(found)
+    new = {one.profile for one in found}
+    kept = [one for one in load_results(RESULTS / "soak.json").rows if one.what.partition(":")[0] not in new]
+    rows = kept + rows_of(found)
     print_table(rows)
     about = "long runs of zbroker soak, added up" + (f"; run at commit {commit}" if commit else "")
     print(save("soak", "python -m bench.soak", rows, about=about))

@@ -1,12 +1,14 @@
 """Long runs in rounds, each a chaos run or a test of the repository with its own seed; the sum is kept in a file.
 
 Guarantees: what a round found is in the file before the next begins, so that a run that was ended goes on where it was;
-a failed round is kept with its seed. The profiles of tests need a checkout of the repository around the package.
+a failed round is kept with its seed, and a round of which a test was skipped has failed. The profiles of tests need a
+checkout of the repository around the package.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from zbroker.load.plan import ChaosError, Plan
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 FAILURES_MAX: Final = 20
+COUNTS_VARIABLE: Final = "ZBROKER_SOAK_COUNTS"
+"""The file to which a test of a profile may add what it counted: lines of a number, a blank, and what it is."""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +125,9 @@ PROFILES: Final[dict[str, Profile]] = {
         seeds_variable="ZBROKER_POWER_CUTS",
         seeds_a_round=50,
     ),
+    "bugs": Profile(
+        text="bugs put in on purpose, each found by the test that is there for it (T02)", rounds=1, tests="tests -k t02"
+    ),
 }
 
 
@@ -141,6 +148,8 @@ class State(msgspec.Struct):
     moves: dict[str, int] = {}
     seconds: float = 0.0
     waits_ms: list[float] = []
+    passed: int = 0
+    counts: dict[str, int] = {}
     failures: list[str] = []
 
 
@@ -255,15 +264,24 @@ class Soak:
         folder, _, expression = profile.tests.partition(" -k ")
         if not (_ROOT / folder).exists():
             raise SoakError(f"this profile runs {folder}, which is in a checkout of the repository only")
-        command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", folder]
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-n0", "-p", "no:cacheprovider", folder]
         if expression:
             command += ["-k", expression]
-        environment = os.environ | {
-            "ZBROKER_SEED": str(self.state.next_seed),
-            **({profile.seeds_variable: str(profile.seeds_a_round)} if profile.seeds_variable else {}),
-        }
-        done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
-        return None if done.returncode == 0 else done.stdout[-1_000:]
+        with tempfile.NamedTemporaryFile("r", prefix="zbroker-soak-") as counts:
+            environment = os.environ | {
+                "ZBROKER_SEED": str(self.state.next_seed),
+                COUNTS_VARIABLE: counts.name,
+                **({profile.seeds_variable: str(profile.seeds_a_round)} if profile.seeds_variable else {}),
+            }
+            done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
+            for line in counts:
+                number, _, what = line.strip().partition(" ")
+                self.state.counts[what] = self.state.counts.get(what, 0) + int(number)
+        tally = done.stdout.splitlines()[-1] if done.stdout else ""
+        self.state.passed += sum(int(found) for found in re.findall(r"(\d+) passed", tally))
+        if done.returncode == 0 and "skipped" not in tally:
+            return None
+        return done.stdout[-1_000:]
 
     def text(self) -> str:
         """What it has come to, for people."""
@@ -281,5 +299,8 @@ class Soak:
             ]
             if state.moves:
                 lines.append("moves: " + ", ".join(f"{count} x {name}" for name, count in sorted(state.moves.items())))
+        if state.passed:
+            lines.append(f"{state.passed} tests passed")
+        lines += [f"{count:,} {what}" for what, count in sorted(state.counts.items())]
         lines += [f"FAILED {failure}" for failure in state.failures]
         return "\n".join(lines)
