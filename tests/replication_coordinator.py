@@ -133,6 +133,7 @@ class Coordinator:
             return
         if answer.is_suspect and not process.was_suspect:
             process.is_suspect = process.was_suspect = True
+            process.answered = (-1, -1)  # it is told that this was noted
             self.suspect(answer.number)
         if self.must_step_down == answer.number and answer.leader_epoch == self.leader_epoch:
             self.must_step_down = -1

@@ -155,9 +155,10 @@ class Node:
             raise ViolationError(f"epoch {grant.leader_epoch} after {self.epoch}")
         if grant.has_noted_suspect:
             self.is_suspect = False
+        # A copy that lost something does nothing, and confirms nothing, before that is known.
         if grant.leader == self.number and not self.is_suspect:
             self._lead_as(grant)
-        elif grant.leader >= 0:
+        elif grant.leader >= 0 and not self.is_suspect:
             self._follow_as(grant)
         self.epoch, self.partition_epoch = grant.leader_epoch, grant.partition_epoch
         where = (self.number, self.incarnation, grant.leader_epoch, grant.partition_epoch)
@@ -180,7 +181,7 @@ class Node:
             high_watermark = max(high_watermark, self.follower.high_watermark)
             self.follow(fv.Stopped())
             self.follower = None
-        high_watermark = max(high_watermark, self.world.complete_tail(self, grant.predecessor))
+        high_watermark = max(high_watermark, self.world.complete_tail(self, grant))
         self.world.promises.begins_to_lead(self, grant.leader_epoch)
         log = self.log
         self.leader = self.partition_class(
@@ -338,10 +339,12 @@ class Node:
             log.append(item)
         self.follow(fv.Written(log.log_end))
 
-    def complete_from(self, predecessor: MemoryLog) -> None:
-        """Take over what the dead leader's files have beyond our log."""
+    def complete_from(self, predecessor: MemoryLog, epoch_end: int) -> None:
+        """Take over what the dead leader's files have beyond our log, of epochs below ours that begins."""
         log = self.log
         if log.log_end < predecessor.base or not may_complete(log.last_epoch, log.log_end, predecessor):
             return
         for item in predecessor.slice(log.log_end, predecessor.log_end):
+            if item[0] >= epoch_end:
+                break
             log.append(item)

@@ -9,7 +9,7 @@ after a power cut everything that acks=fsync was answered for is there
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from tests.replication_coordinator import Coordinator
@@ -119,7 +119,9 @@ class Promises:
             return
         if base_offset >= len(self.committed) or self.committed[base_offset][1] != value:
             raise ViolationError(f"{value} was acknowledged at {base_offset} and cannot be read")
-        if acks == ACKS_FSYNC:
+        # What was deleted meanwhile need not be anywhere.
+        is_deleted = base_offset < max(one.log.log_start for one in self._nodes())
+        if acks == ACKS_FSYNC and not is_deleted:
             item = self.committed[base_offset]
             logs = [one.log for one in self._nodes() if one.log.base <= base_offset < one.log.synced]
             disks = sum(log.at(base_offset) == item for log in logs)
@@ -137,12 +139,17 @@ class Promises:
         """A copy lost what was not on its disk."""
         self.lossy[number] = False
 
-    def look_at_isr(self) -> None:
-        """A copy that lost something counts again when it has left, and was taken in again."""
+    def look_at_isr(self, unproven: Collection[tuple[int, int]]) -> None:
+        """A copy that lost something counts again when it has left, and was taken in again.
+
+        While its death is `unproven` (number, incarnation) it may be taken in as what it was before.
+        """
         coordinator = self._coordinator
         for number, has_left in list(self.lossy.items()):
             is_eligible = number in coordinator.isr or number in coordinator.elr
             if not is_eligible:
                 self.lossy[number] = True
+            elif any(number == dead for dead, _ in unproven):
+                self.lossy[number] = False
             elif has_left:
                 del self.lossy[number]

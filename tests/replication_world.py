@@ -70,14 +70,14 @@ class World:
         if self.replay and self.random.random() < self.replay:
             self.network.append((source, target, message))
 
-    def complete_tail(self, node: Node, predecessor: int) -> int:
+    def complete_tail(self, node: Node, grant: Grant) -> int:
         """The new leader reads what the dead one left; give the highest high watermark on any board.
 
         Not only on the predecessor's: that one may have been elected and died before it led.
         """
-        dead = self.nodes[predecessor] if predecessor >= 0 else node
+        dead = self.nodes[grant.predecessor] if grant.predecessor >= 0 else node
         if dead is not node and not dead.is_suspect and self.random.random() < self.tail_chance:
-            node.complete_from(dead.log)
+            node.complete_from(dead.log, grant.leader_epoch)
         return max(one.board for one in self.nodes)
 
     # --- life and death ----------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class World:
         for dead in [one for one in self.unproven if one[0] == number]:
             self.unproven.discard(dead)
             self.coordinator.died(*dead)
-        self.promises.look_at_isr()
+        self.promises.look_at_isr(self.unproven)
         self.spread()
 
     def power_cut(self) -> None:
@@ -169,7 +169,7 @@ class World:
             self.coordinator.answered(message)
         elif isinstance(message, AlterIsr):
             self.send(COORDINATOR, source, self.coordinator.alter(message))
-        self.promises.look_at_isr()
+        self.promises.look_at_isr(self.unproven)
         self.spread()
 
     def _produce(self) -> None:

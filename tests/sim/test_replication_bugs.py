@@ -151,7 +151,7 @@ def test_t02_a_copy_that_hides_what_it_lost_is_found() -> None:
 
 def test_t02_a_tail_that_is_completed_behind_another_history_is_found() -> None:
     class Bad(Node):
-        def complete_from(self, predecessor: MemoryLog) -> None:
+        def complete_from(self, predecessor: MemoryLog, epoch_end: int) -> None:
             for offset in range(max(self.log.log_end, predecessor.base), predecessor.log_end):
                 if predecessor.at(offset)[0] >= self.log.last_epoch and offset == self.log.log_end:
                     self.log.append(predecessor.at(offset))
