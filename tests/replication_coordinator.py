@@ -225,10 +225,12 @@ class Coordinator:
 
     def grants(self) -> list[Grant]:
         """What has not been answered yet by those who live."""
+        if self.leader < 0 and not self.must_compare:
+            return []
         newest = (self.leader_epoch, self.partition_epoch)
         found = []
         for number, process in self.alive.items():
-            if process.answered >= newest or (self.leader < 0 and not self.must_compare):
+            if process.answered >= newest:
                 continue
             if number == self.leader and self.must_step_down >= 0:
                 continue

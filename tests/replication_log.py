@@ -25,7 +25,10 @@ class Written:
     def check(self, offset: int, item: Item, epoch_before: int) -> None:
         """`item` was appended somewhere at `offset`, behind a record of `epoch_before` (-1: nothing is known of it)."""
         epoch, value = item
-        known = self._known.setdefault((epoch, offset), (value, epoch_before))
+        found = (value, epoch_before)
+        known = self._known.setdefault((epoch, offset), found)
+        if known == found and epoch_before <= epoch:
+            return
         if known[0] != value or (known[1] != epoch_before and -1 not in (known[1], epoch_before)):
             raise ViolationError(f"log matching: {epoch}@{offset} is {known} and {(value, epoch_before)}")
         if epoch_before > epoch:
@@ -64,10 +67,11 @@ class MemoryLog:
         return offset
 
     def append(self, item: Item) -> None:
-        items = self.items
-        self.written.check(self.log_end, item, items[-1][0] if items else -1)
-        if item[0] != self.last_epoch:
-            self.starts.append((item[0], self.log_end))
+        items, starts = self.items, self.starts
+        offset = self.base + len(items)
+        self.written.check(offset, item, items[-1][0] if items else -1)
+        if not starts or item[0] != starts[-1][0]:
+            starts.append((item[0], offset))
         items.append(item)
 
     def at(self, offset: int) -> Item:

@@ -27,6 +27,9 @@ BYTES_PER_RECORD = 100
 COORDINATOR = 99
 ANSWER_WITHIN_NS = 300_000_000
 Request = tuple[int, int]  # (value, acks)
+_LEADER_TICK = ev.Tick()
+_STREAM_TICK = rv.Tick()
+_FOLLOWER_TICK = fv.Tick()
 
 
 class Node:
@@ -112,10 +115,10 @@ class Node:
             partition_epoch, self._isr_asked = self._isr_asked[0], None
             self.lead(ev.IsrRefused(partition_epoch, RequestTimedOutError()))
         if self.leader is not None:
-            self.lead(ev.Tick())
-            self.stream(rv.Tick())
+            self.lead(_LEADER_TICK)
+            self.stream(_STREAM_TICK)
         elif self.follower is not None:
-            self.follow(fv.Tick())
+            self.follow(_FOLLOWER_TICK)
         self.end_turn()
 
     def produce(self, request: Request) -> None:
@@ -138,9 +141,11 @@ class Node:
         self.end_turn()
 
     def end_turn(self) -> None:
-        flush_to, self._flush_to = self._flush_to, None
-        one = self.leader
-        if flush_to is not None and one is not None:
+        flush_to, one = self._flush_to, self.leader
+        if flush_to is None:
+            return
+        self._flush_to = None
+        if one is not None:
             self.stream(rv.Told(one.log_start, one.log_end, one.high_watermark, flush_to))
 
     # --- grants ------------------------------------------------------------------------------------------------------
@@ -241,38 +246,46 @@ class Node:
     def lead(self, event: ev.Event) -> None:
         if self.leader is not None:
             for effect in self.leader.handle(event, self.world.now_ns):
-                self._do_lead(effect)
+                do = _OF_A_LEADER.get(type(effect))
+                if do is not None:
+                    do(self, effect)
 
-    def _do_lead(self, effect: ev.Effect) -> None:
-        kind = type(effect)
-        if kind is ev.Tell:
-            self._flush_to = max(-1 if self._flush_to is None else self._flush_to, effect.flush_to)  # type: ignore[attr-defined]  # narrowed by type()
-        elif kind is ev.Publish:
-            assert self.leader is not None
-            self.board = self.leader.high_watermark
-            self.world.promises.published(self)
-        elif isinstance(effect, ev.Write):
-            offset = self.log.log_end
-            if effect.base_offset != offset:
-                raise ViolationError(f"offset {effect.base_offset} given out, the log ends at {offset}")
-            self.log.append((effect.leader_epoch, effect.request[0]))
-            self.lead(ev.Appended(effect.request, effect.acks, offset, offset + 1))
-        elif isinstance(effect, ev.Acknowledge):
-            del self._asked[effect.request[0]]
-            self.world.promises.acknowledged(effect.request, effect.base_offset)
-        elif isinstance(effect, ev.Refuse):
-            self._asked.pop(effect.request[0], None)
-            self.world.promises.unanswered.pop(effect.request[0], None)
-            self.world.promises.count("refused")
-        elif isinstance(effect, ev.Trim):
-            self.log.trim(effect.offset)
-            self.lead(ev.Trimmed(self.log.log_start))
-        elif kind is ev.Flush:
-            self.flushing_to = self.log.log_end
-        elif isinstance(effect, ev.ProposeIsr):
-            where = (effect.leader_epoch, effect.partition_epoch, effect.isr, effect.incarnations)
-            self._isr_asked = (effect.partition_epoch, self.world.now_ns + ANSWER_WITHIN_NS)
-            self.world.send(self.number, COORDINATOR, AlterIsr(self.number, *where))
+    def _note_tell(self, effect: ev.Tell) -> None:
+        if self._flush_to is None or effect.flush_to > self._flush_to:
+            self._flush_to = effect.flush_to
+
+    def _publish(self, effect: ev.Publish) -> None:
+        assert self.leader is not None
+        self.board = self.leader.high_watermark
+        self.world.promises.published(self)
+
+    def _write(self, effect: ev.Write) -> None:
+        offset = self.log.log_end
+        if effect.base_offset != offset:
+            raise ViolationError(f"offset {effect.base_offset} given out, the log ends at {offset}")
+        self.log.append((effect.leader_epoch, effect.request[0]))
+        self.lead(ev.Appended(effect.request, effect.acks, offset, offset + 1))
+
+    def _acknowledge(self, effect: ev.Acknowledge) -> None:
+        del self._asked[effect.request[0]]
+        self.world.promises.acknowledged(effect.request, effect.base_offset)
+
+    def _refuse(self, effect: ev.Refuse) -> None:
+        self._asked.pop(effect.request[0], None)
+        self.world.promises.unanswered.pop(effect.request[0], None)
+        self.world.promises.count("refused")
+
+    def _trim(self, effect: ev.Trim) -> None:
+        self.log.trim(effect.offset)
+        self.lead(ev.Trimmed(self.log.log_start))
+
+    def _flush(self, effect: ev.Flush | fv.Flush) -> None:
+        self.flushing_to = self.log.log_end
+
+    def _propose(self, effect: ev.ProposeIsr) -> None:
+        where = (effect.leader_epoch, effect.partition_epoch, effect.isr, effect.incarnations)
+        self._isr_asked = (effect.partition_epoch, self.world.now_ns + ANSWER_WITHIN_NS)
+        self.world.send(self.number, COORDINATOR, AlterIsr(self.number, *where))
 
     # --- streaming ---------------------------------------------------------------------------------------------------
 
@@ -300,36 +313,37 @@ class Node:
     # --- following ---------------------------------------------------------------------------------------------------
 
     def follow(self, event: fv.Event) -> None:
-        one = self.follower
-        if one is not None:
-            for effect in one.handle(event, self.world.now_ns):
-                self._do_follow(one, effect)
+        if self.follower is not None:
+            for effect in self.follower.handle(event, self.world.now_ns):
+                do = _OF_A_FOLLOWER.get(type(effect))
+                if do is not None:
+                    do(self, effect)
 
-    def _do_follow(self, one: Follower, effect: fv.Effect) -> None:
-        log = self.log
-        if isinstance(effect, fv.Copy):
-            self._copy(effect)
-        elif isinstance(effect, fv.Confirm):
-            where = (self.number, self.number, effect.subscription, effect.leader_epoch)
-            self.world.send(self.number, self.leader_number, rv.Copied(*where, effect.log_end, effect.durable))
-        elif isinstance(effect, fv.Publish):
-            self.board = one.high_watermark
-        elif isinstance(effect, fv.Subscribe):
-            who = (self.number, self.number, effect.subscription, self.incarnation)
-            position = (effect.last_epoch, effect.log_end, effect.durable)
-            self.world.send(self.number, self.leader_number, rv.Subscribed(*who, effect.leader_epoch, *position))
-        elif isinstance(effect, fv.Truncate):
-            self.world.promises.cuts(self, effect.offset)
-            log.cut(effect.offset)
-            self.follow(fv.Cut(log.log_end))
-        elif isinstance(effect, fv.StartAnew):
-            log.reset(effect.offset)
-            self.follow(fv.Cut(log.log_end))
-        elif isinstance(effect, fv.Trim):
-            log.trim(effect.offset)
-            self.follow(fv.Trimmed(log.log_start))
-        elif isinstance(effect, fv.Flush):
-            self.flushing_to = log.log_end
+    def _confirm(self, effect: fv.Confirm) -> None:
+        where = (self.number, self.number, effect.subscription, effect.leader_epoch)
+        self.world.send(self.number, self.leader_number, rv.Copied(*where, effect.log_end, effect.durable))
+
+    def _show(self, effect: fv.Publish) -> None:
+        assert self.follower is not None
+        self.board = self.follower.high_watermark
+
+    def _subscribe(self, effect: fv.Subscribe) -> None:
+        who = (self.number, self.number, effect.subscription, self.incarnation)
+        position = (effect.last_epoch, effect.log_end, effect.durable)
+        self.world.send(self.number, self.leader_number, rv.Subscribed(*who, effect.leader_epoch, *position))
+
+    def _cut(self, effect: fv.Truncate) -> None:
+        self.world.promises.cuts(self, effect.offset)
+        self.log.cut(effect.offset)
+        self.follow(fv.Cut(self.log.log_end))
+
+    def _begin_anew(self, effect: fv.StartAnew) -> None:
+        self.log.reset(effect.offset)
+        self.follow(fv.Cut(self.log.log_end))
+
+    def _trim_copy(self, effect: fv.Trim) -> None:
+        self.log.trim(effect.offset)
+        self.follow(fv.Trimmed(self.log.log_start))
 
     def _copy(self, effect: fv.Copy) -> None:
         log = self.log
@@ -348,3 +362,26 @@ class Node:
             if item[0] >= epoch_end:
                 break
             log.append(item)
+
+
+# What is missing here has no consequences in the simulated world.
+_OF_A_LEADER: dict[type[ev.Effect], Callable[[Node, Any], None]] = {
+    ev.Tell: Node._note_tell,
+    ev.Publish: Node._publish,
+    ev.Write: Node._write,
+    ev.Acknowledge: Node._acknowledge,
+    ev.Refuse: Node._refuse,
+    ev.Trim: Node._trim,
+    ev.Flush: Node._flush,
+    ev.ProposeIsr: Node._propose,
+}
+_OF_A_FOLLOWER: dict[type[fv.Effect], Callable[[Node, Any], None]] = {
+    fv.Copy: Node._copy,
+    fv.Confirm: Node._confirm,
+    fv.Publish: Node._show,
+    fv.Subscribe: Node._subscribe,
+    fv.Truncate: Node._cut,
+    fv.StartAnew: Node._begin_anew,
+    fv.Trim: Node._trim_copy,
+    fv.Flush: Node._flush,
+}

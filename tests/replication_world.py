@@ -23,6 +23,15 @@ _ACKS = (ACKS_ALL, ACKS_ALL, ACKS_ALL, ACKS_FSYNC, ACKS_LEADER, ACKS_NONE)
 _REST_STEPS_MAX = 400
 
 
+def _below(rng: random.Random, count: int) -> int:
+    """What `rng.randrange(count)` draws, in a third of the time."""
+    bits = count.bit_length()
+    drawn = rng.getrandbits(bits)
+    while drawn >= count:
+        drawn = rng.getrandbits(bits)
+    return drawn
+
+
 class World:
     """See the module. `step` makes one random thing happen; `heal` ends all faults and waits for rest."""
 
@@ -54,6 +63,7 @@ class World:
         self.unproven: set[tuple[int, int]] = set()  # deaths that the coordinator has not seen yet
         self.zombies: set[int] = set()
         self.next_value = 0
+        self._owes_grants = True
         numbers = tuple(range(copies))
         self.coordinator = Coordinator(numbers, min_insync)
         self.promises = Promises(self.coordinator, lambda: self.nodes, has_zombies=has_zombies)
@@ -128,6 +138,7 @@ class World:
     def spread(self) -> None:
         """The coordinator says what was not answered, unless it is under way."""
         grants = self.coordinator.grants()
+        self._owes_grants = bool(grants)
         if grants:
             waiting = {message for _, _, message in self.network if type(message) is Grant}
             for grant in grants:
@@ -139,30 +150,31 @@ class World:
     def step(self) -> None:
         """Make one random thing happen."""
         self.events += 1
-        rng = self.random
+        rng, network = self.random, self.network
         self.now_ns += int(rng.random() * 8 * _MS)
         chance = rng.random()
         if chance < self.fault_rate:
             self._fault()
         elif chance < 0.25:
             self._produce()
-        elif chance < 0.45 or not self.network:
-            self._pass_time(self.nodes[rng.randrange(len(self.nodes))])
+        elif chance < 0.45 or not network:
+            self._pass_time(self.nodes[_below(rng, len(self.nodes))])
         else:
-            self.deliver(rng.randrange(len(self.network)))
+            self.deliver(_below(rng, len(network)))
 
     def deliver(self, index: int) -> None:
         """Hand over one message; one for a paused process waits, one for a dead process is lost."""
         network = self.network
         source, target, message = network[index]
-        if target != COORDINATOR and self.nodes[target].is_paused:
+        node = None if target == COORDINATOR else self.nodes[target]
+        if node is not None and node.is_paused:
             return
         network[index] = network[-1]
         network.pop()
-        if target == COORDINATOR:
+        if node is None:
             self._coordinate(source, message)
-        elif self.nodes[target].is_up:
-            self.nodes[target].deliver(message)
+        elif node.is_up:
+            node.deliver(message)
 
     def _coordinate(self, source: int, message: Any) -> None:
         if isinstance(message, GrantAnswer):
@@ -175,7 +187,8 @@ class World:
     def _produce(self) -> None:
         leaders = [node for node in self.nodes if node.leader is not None and not node.is_paused]
         if leaders:
-            self.produce(self.random.choice(leaders), self.random.choice(_ACKS))
+            node = leaders[_below(self.random, len(leaders))]
+            self.produce(node, _ACKS[_below(self.random, len(_ACKS))])
 
     def produce(self, node: Node, acks: int) -> int:
         """Give a leader a record; give its value."""
@@ -190,7 +203,8 @@ class World:
                 node.flushed()
             else:
                 node.tick()
-        self.spread()
+        if self._owes_grants:
+            self.spread()
 
     def _fault(self) -> None:
         rng = self.random

@@ -47,6 +47,14 @@ class State(Enum):
     STOPPED = "stopped"
 
 
+# Looking a member up by its class costs more than the rest of such a question does.
+_SUBSCRIBING: Final = State.SUBSCRIBING
+_COPYING: Final = State.COPYING
+_FAILED: Final = State.FAILED
+_STOPPED: Final = State.STOPPED
+_WITH_LEADER: Final = (_SUBSCRIBING, _COPYING)
+
+
 class History(Protocol):
     """What the state machine asks of its log."""
 
@@ -118,9 +126,9 @@ class Follower:
 
     def handle(self, event: Event, now_ns: int) -> list[Effect]:
         """Take an event; give what must be done, in this order. Raises IllegalTransition, with nothing changed."""
-        if self.state is State.STOPPED:
+        if self.state is _STOPPED:
             raise IllegalTransition(f"{type(event).__name__} after the follower was stopped")
-        if self.state is State.FAILED and not isinstance(event, fv.Stopped):
+        if self.state is _FAILED and not isinstance(event, fv.Stopped):
             return []
         return _HANDLERS[type(event)](self, event, now_ns)
 
@@ -153,7 +161,7 @@ class Follower:
         return event.leader_epoch != self.leader_epoch or event.subscription != self._subscription
 
     def _accepted(self, event: fv.Accepted, now_ns: int) -> list[Effect]:
-        if self._is_old(event) or self.state is not State.SUBSCRIBING:
+        if self._is_old(event) or self.state is not _SUBSCRIBING:
             return []
         self.state = State.COPYING
         effects: list[Effect] = []
@@ -164,7 +172,7 @@ class Follower:
         return effects
 
     def _diverged(self, event: fv.Diverged, now_ns: int) -> list[Effect]:
-        if self._is_old(event) or self.state is not State.SUBSCRIBING:
+        if self._is_old(event) or self.state is not _SUBSCRIBING:
             return []
         epoch, end_offset = self._history.end_offset_for(event.epoch)
         if epoch < 0:
@@ -174,7 +182,7 @@ class Follower:
         return self._cut(fv.Truncate(cut) if cut >= self.log_start else fv.StartAnew(0))
 
     def _must_begin_anew(self, event: fv.MustBeginAnew, now_ns: int) -> list[Effect]:
-        if self._is_old(event) or self.state is not State.SUBSCRIBING:
+        if self._is_old(event) or self.state is not _SUBSCRIBING:
             return []
         return self._cut(fv.StartAnew(event.offset))
 
@@ -210,7 +218,7 @@ class Follower:
     # --- copying -----------------------------------------------------------------------------------------------------
 
     def _entry(self, event: fv.Entry, now_ns: int) -> list[Effect]:
-        if self._is_old(event) or self.state is not State.COPYING:
+        if self._is_old(event) or self.state is not _COPYING:
             return []
         has_batches = event.start_offset < event.end_offset
         if has_batches and event.start_offset != self.log_end and event.end_offset > self.log_end:
@@ -229,7 +237,7 @@ class Follower:
         return effects
 
     def _written(self, event: fv.Written, now_ns: int) -> list[Effect]:
-        assert self.state is State.COPYING
+        assert self.state is _COPYING
         assert event.log_end > self.log_end, f"copied up to {event.log_end} from {self.log_end}"
         self.log_end = event.log_end
         if self._dirty_since_ns is None:
@@ -288,7 +296,7 @@ class Follower:
         if durable > self.durable:
             self.durable = durable
             effects.append(self._shown())
-            if self.state is State.COPYING:
+            if self.state is _COPYING:
                 effects.append(self._confirmation(now_ns))
         self._flush_if_wanted(effects)
         return effects
@@ -324,9 +332,9 @@ class Follower:
 
     def _tick(self, event: fv.Tick, now_ns: int) -> list[Effect]:
         effects: list[Effect] = []
-        if self.state is State.SUBSCRIBING and now_ns >= self._subscribe_at_ns:
+        if self.state is _SUBSCRIBING and now_ns >= self._subscribe_at_ns:
             return self._subscribe(now_ns)
-        if self.state is State.COPYING:
+        if self.state is _COPYING:
             # The same again until it is known to have arrived: the leader sends what it has to say once more.
             is_settled = self.high_watermark == self.log_end and self._flush_to <= self.durable
             pause_ns = SIGN_OF_LIFE_AFTER_NS if is_settled else CONFIRM_AGAIN_AFTER_NS
@@ -338,8 +346,6 @@ class Follower:
         self._flush_if_wanted(effects)
         return effects
 
-
-_WITH_LEADER: Final = (State.SUBSCRIBING, State.COPYING)
 
 _HANDLERS: Final[dict[type[Event], Callable[[Follower, Any, int], list[Effect]]]] = {
     fv.Connected: Follower._connected,

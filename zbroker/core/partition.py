@@ -32,7 +32,7 @@ from typing import Any, Final
 from zbroker.clock import NS_PER_MS
 from zbroker.core import partition_events as ev
 from zbroker.core.partition_events import Effect, Event
-from zbroker.core.partition_state import PartitionState, Sequences, State, refuse_all
+from zbroker.core.partition_state import OFFLINE, REVOKED, PartitionState, Sequences, State, refuse_all
 from zbroker.errors import (
     BrokerError,
     DiskFullError,
@@ -67,12 +67,12 @@ class Partition(PartitionState):
 
     def handle(self, event: Event, now_ns: int) -> list[Effect]:
         """Take an event; give what must be done, in this order. Raises IllegalTransition, with nothing changed."""
-        if self.state is State.REVOKED:
+        if self.state is REVOKED:
             raise IllegalTransition(f"{type(event).__name__} after the partition was revoked")
         return _HANDLERS[type(event)](self, event, now_ns)
 
     def _produce(self, event: ev.Produce, now_ns: int) -> list[Effect]:
-        if event.batch is not None and self._sequences is not None and self.state is not State.OFFLINE:
+        if event.batch is not None and self._sequences is not None and self.state is not OFFLINE:
             earlier = self._sequences.judge(event.batch)
             if earlier is not None:
                 return self._answer_earlier(event, earlier)
@@ -180,7 +180,7 @@ class Partition(PartitionState):
         return []
 
     def _delete_before(self, event: ev.DeleteBefore, now_ns: int) -> list[Effect]:
-        if self.state is State.OFFLINE:
+        if self.state is OFFLINE:
             assert self._refusal is not None
             return [ev.Refuse(event.request, self._refusal)]
         offset = self.high_watermark if event.offset == UP_TO_HIGH_WATERMARK else event.offset
@@ -204,7 +204,7 @@ class Partition(PartitionState):
     def _flushed(self, event: ev.Flushed, now_ns: int) -> list[Effect]:
         assert event.durable <= self.log_end
         self._flush_target = None
-        if self.state is State.OFFLINE:
+        if self.state is OFFLINE:
             return []
         effects: list[Effect] = []
         if event.durable > self.durable:
@@ -224,7 +224,7 @@ class Partition(PartitionState):
 
     def _rolled(self, event: ev.Rolled, now_ns: int) -> list[Effect]:
         effects: list[Effect] = [ev.Restate()]
-        if self.durable < self.log_end and self.state is not State.OFFLINE:
+        if self.durable < self.log_end and self.state is not OFFLINE:
             self._begin_flush(effects)
         return effects
 
@@ -233,7 +233,7 @@ class Partition(PartitionState):
         flush_ms = self.config.flush_ms
         since_ns = self._dirty_since_ns
         is_due = flush_ms >= 0 and since_ns is not None and now_ns - since_ns >= flush_ms * NS_PER_MS
-        if is_due and self.state is not State.OFFLINE:
+        if is_due and self.state is not OFFLINE:
             self._begin_flush(effects)
         if self._progress is not None:
             self._progress.pass_time(self.log_end, now_ns)
@@ -268,7 +268,7 @@ class Partition(PartitionState):
 
     def _epoch_durable(self, event: ev.EpochDurable, now_ns: int) -> list[Effect]:
         effects: list[Effect] = []
-        if event.leader_epoch == self.leader_epoch and self.state is not State.OFFLINE:
+        if event.leader_epoch == self.leader_epoch and self.state is not OFFLINE:
             self._is_epoch_durable = True
             self._answer_waiting(effects)
         return effects

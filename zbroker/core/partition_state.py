@@ -33,6 +33,11 @@ class State(Enum):
     REVOKED = "revoked"
 
 
+# Looking a member up by its class costs more than the rest of such a question does.
+OFFLINE: Final = State.OFFLINE
+REVOKED: Final = State.REVOKED
+
+
 class Sequences(Protocol):
     """What is known of producers' batches. Whoever does `Write` notes each batch in it."""
 
@@ -153,7 +158,7 @@ class PartitionState:
             self._refusal = error
 
     def _go_offline(self, error: BrokerError) -> list[Effect]:
-        if self.state is State.OFFLINE:
+        if self.state is OFFLINE:
             return []
         self.state = State.OFFLINE
         self._refusal = error if isinstance(error, StorageError) else StorageError(error.message)
@@ -176,7 +181,7 @@ class PartitionState:
 
     def _copies_moved(self, now_ns: int) -> list[Effect]:
         effects: list[Effect] = []
-        if self.state is State.OFFLINE:
+        if self.state is OFFLINE:
             return effects
         if self._raise_high_watermark(now_ns):
             effects.append(ev.Publish(self.high_watermark))
@@ -219,7 +224,7 @@ class PartitionState:
 
     def _look_at_copies(self, effects: list[Effect], now_ns: int) -> None:
         assert self._progress is not None
-        if self.state is not State.OFFLINE:
+        if self.state is not OFFLINE:
             proposal = self._progress.proposal(self.leader_epoch, self.high_watermark, now_ns)
             if proposal is not None:
                 effects.append(proposal)

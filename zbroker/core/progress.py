@@ -208,11 +208,13 @@ class Progress:
             self._propose_at_ns = now_ns + PROPOSE_AGAIN_AFTER_NS
 
     def _wanted(self, high_watermark: int, now_ns: int) -> tuple[int, ...]:
-        isr = self.copies.isr
-        late = {one.copy_id for one in self._followers.values() if self._is_late(one, now_ns)}
-        staying = [copy_id for copy_id in isr if copy_id == self._own or copy_id not in late]
-        joining = [one.copy_id for one in self._followers.values() if self._may_join(one, high_watermark, now_ns)]
-        return (*staying, *(copy_id for copy_id in joining if copy_id not in isr))
+        isr, followers = self.copies.isr, self._followers
+        late = [copy_id for copy_id, one in followers.items() if copy_id in isr and self._is_late(one, now_ns)]
+        outside = [one for copy_id, one in followers.items() if copy_id not in isr]
+        joining = [one.copy_id for one in outside if self._may_join(one, high_watermark, now_ns)]
+        if not late and not joining:
+            return isr
+        return (*(copy_id for copy_id in isr if copy_id not in late), *joining)
 
     def _may_join(self, one: Follower, high_watermark: int, now_ns: int) -> bool:
         needed = max(high_watermark, self._epoch_start)

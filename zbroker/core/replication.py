@@ -300,22 +300,24 @@ class Replication:
     def _inform(self, one: Stream) -> Effect:
         return rv.Inform(ev.FollowerAt(one.copy_id, one.incarnation, one.acked, one.durable))
 
+    def _where(self, one: Stream) -> tuple[Hashable, int, int, int]:
+        return one.session, one.copy_id, one.subscription, self.leader_epoch
+
     def _send(self, one: Stream, effects: list[Effect], now_ns: int) -> None:
         if one.is_stuck:
             return
         flush_to = one.flush_to if one.flush_to > one.durable else _NOTHING
         room_bytes = self._credit_bytes - one.in_flight_bytes
-        where: tuple[Hashable, int, int, int] = (one.session, one.copy_id, one.subscription, self.leader_epoch)
         if one.next_offset < self.log_end and room_bytes > 0:
             size_bytes_max = min(room_bytes, self._entry_bytes_max)
             news = (self.high_watermark, self.log_start, flush_to)
-            effects.append(rv.Send(*where, one.next_offset, self.log_end, size_bytes_max, *news))
+            effects.append(rv.Send(*self._where(one), one.next_offset, self.log_end, size_bytes_max, *news))
         else:
             has_news = self.high_watermark > one.told_high_watermark or self.log_start > one.told_log_start
             is_urgent = flush_to > one.told_flush_to
             if not has_news and not is_urgent:
                 return
-            effects.append(rv.SendNews(*where, self.high_watermark, self.log_start, flush_to, is_urgent))
+            effects.append(rv.SendNews(*self._where(one), self.high_watermark, self.log_start, flush_to, is_urgent))
         if flush_to > one.told_flush_to:
             one.moved_ns = now_ns
         one.told_high_watermark, one.told_log_start = self.high_watermark, self.log_start
