@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.harness import Row, cpu_ns, row, run_rounds, spread
+from bench.harness import Row, compile_package, cpu_ns, row, run_rounds, spread
 from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.producer import Producer
 from zbroker.testing import Broker
@@ -40,6 +40,7 @@ def start(directory: Path) -> dict[str, float]:
 
 def footprint_rows(directory: Path, rounds: int, partitions: int, seconds: float) -> list[Row]:
     """All of them."""
+    compile_package()
     starts = run_rounds({"start": lambda: start(directory)}, rounds)["start"]
     with Broker(workers="auto") as broker, AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
         with Producer(bootstrap_servers=broker.bootstrap_servers) as producer:

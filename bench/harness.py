@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import compileall
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import zbroker
 from zbroker.load import rounds as in_turns
 from zbroker.load.results import Figure, Plot, Table, results, save_results
 from zbroker.load.results import figure as row
@@ -20,6 +22,7 @@ __all__ = [
     "Contender",
     "Row",
     "best",
+    "compile_package",
     "cpu_ns",
     "least",
     "machine",
@@ -46,6 +49,14 @@ def _say(name: str, number: int, of: int, figures: Mapping[str, float]) -> None:
     shown = "  ".join(f"{key} {value:,.3g}" for key, value in figures.items())
     when = f"round {number}/{of}" if number else "warm-up  "
     print(f"{when}  {name:<28} {shown}", file=sys.stderr, flush=True)
+
+
+def compile_package() -> None:
+    """Leave zbroker's bytecode beside its modules, as an installation by pip does, so that no start compiles them."""
+    package = Path(zbroker.__file__).parent
+    linked = [one for one in package.iterdir() if one.is_symlink()]  # compileall does not go there
+    for folder in (package, *linked):
+        compileall.compile_dir(folder, quiet=2)
 
 
 def cpu_ns(pid: int) -> int:

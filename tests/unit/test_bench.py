@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from bench.harness import RESULTS, row
+import zbroker
+from bench.harness import RESULTS, compile_package, row
 from bench.readme import DOCUMENTS, README, drawn, written
 from bench.soak import rows_of
 from tests.bench_rows import ROWS
@@ -89,6 +92,18 @@ def test_results_that_do_not_keep_to_the_schema_are_refused(tmp_path: Path, fiel
     (tmp_path / "x.json").write_bytes(msgspec.json.encode({**document, field: value}))
     with pytest.raises(BadResultsError, match=r"x\.json"):
         load_results(tmp_path / "x.json")
+
+
+def test_all_of_the_package_is_compiled_before_a_start_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    compile_package()
+    package = Path(zbroker.__file__).parent
+    missing = [path for path in package.rglob("*.py") if not Path(cache_from_source(str(path))).exists()]
+    linked = [path / "__init__.py" for path in (package / "shm", package / "workers")]
+    assert not missing
+    assert all(Path(cache_from_source(str(path))).exists() for path in linked)
 
 
 def test_the_states_of_soaks_are_added_up_by_profile() -> None:
