@@ -9,6 +9,7 @@ successor reads it.
 from __future__ import annotations
 
 import base64
+import logging
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -338,7 +339,10 @@ class Coordinator:
     def _process_died(self, number: int, incarnation: int) -> None:
         self._board.count(Counter.DEATHS_SEEN)
         self._counts.look_again()
-        self._role.log.warning("a process has ended", extra={"peer": ids.process_name(number)})
+        # A process that ends in order takes its board with it.
+        is_in_order = not board_path(self._role.paths.boards_dir, number, incarnation).exists()
+        level, how = (logging.INFO, " in order") if is_in_order else (logging.WARNING, "")
+        self._role.log.log(level, "a process has ended%s", how, extra={"peer": ids.process_name(number)})
         self._take(ev.ProcessDied(number, incarnation))
 
     def _process_stuck(self, number: int, incarnation: int) -> None:

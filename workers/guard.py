@@ -15,7 +15,11 @@ It decides and counts; what stopping means is the caller's.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import stat
+import termios
+from array import array
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -75,6 +79,20 @@ def open_files() -> int:
     """How many descriptors this process has."""
     # Linux gives the number as the directory's size since 6.2; before, one counts.
     return os.stat(_SELF_FD).st_size or len(os.listdir(_SELF_FD))
+
+
+def has_unread_bytes() -> bool:
+    """Whether a connection of this process holds anything that no thread of it has read yet."""
+    unread_bytes = array("i", [0])
+    for name in os.listdir(_SELF_FD):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                fcntl.ioctl(int(name), termios.FIONREAD, unread_bytes)
+        except OSError:
+            continue  # it listens, or was closed meanwhile
+        if unread_bytes[0]:
+            return True
+    return False
 
 
 def resident_bytes() -> int:

@@ -12,6 +12,7 @@ down. It keeps nothing that a new router would miss: processes say hello again, 
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any, Final
 
@@ -47,11 +48,11 @@ from zbroker.wire.layout import (
 )
 from zbroker.wire.messages import Hello, ProcessHello, ProcessWelcome, Welcome
 from zbroker.workers.doors import BACK, FRONT, Doors
-from zbroker.workers.guard import Guard, bounds_for, open_files, resident_bytes
+from zbroker.workers.guard import Guard, bounds_for, has_unread_bytes, open_files, resident_bytes
 from zbroker.workers.outbox import Outbox, OutboxBounds, Peer
 from zbroker.workers.runtime import Reload, Role, exit_code_of, raise_descriptor_limit
 
-DRAIN_QUIET_TURNS: Final = 3
+DRAIN_QUIET_MS: Final = 30
 DRAIN_TURN_MS: Final = 10
 DRAIN_MAX_MS: Final = 1_000
 PROCESS_NUMBER_MAX: Final = 1 << 20
@@ -92,13 +93,19 @@ class Router:
         self._role.log.info("listening", extra={"at": " ".join(self.doors.endpoints.values())})
         self._role.run()
         self.doors.stop_listening([FRONT])
-        end_ns = self._clock.now_ns() + DRAIN_MAX_MS * NS_PER_MS
-        quiet_turns = 0
-        while quiet_turns < DRAIN_QUIET_TURNS and not self._role.must_stop_now and self._clock.now_ns() < end_ns:
+        self._drain()
+
+    def _drain(self) -> None:
+        now_ns = self._clock.now_ns()
+        end_ns, quiet_since_ns = now_ns + DRAIN_MAX_MS * NS_PER_MS, now_ns
+        while not self._role.must_stop_now and now_ns < end_ns:
             forwarded = self._forwarded_count
             self._role.turn(DRAIN_TURN_MS)
-            is_quiet = self._outbox.is_empty and forwarded == self._forwarded_count
-            quiet_turns = quiet_turns + 1 if is_quiet else 0
+            now_ns = self._clock.now_ns()
+            if forwarded != self._forwarded_count or not self._outbox.is_empty or has_unread_bytes():
+                quiet_since_ns = now_ns
+            elif now_ns - quiet_since_ns >= DRAIN_QUIET_MS * NS_PER_MS:
+                return
 
     def _on_message(self, origin: bytes, frames: list[Any]) -> None:
         if len(frames) < 2:
@@ -274,7 +281,9 @@ class Router:
     def _note(self, who: str, error: BrokerError) -> None:
         self._board.count(Counter.ERRORS)
         if self._role.once.allows(type(error).__name__, self._clock.now_ns()):
-            self._role.log.warning("refused a message", extra={"of": who, "error": error})
+            # What passes by itself, as a process that is about to connect, need not be looked at by anybody.
+            level = logging.INFO if error.retriable else logging.WARNING
+            self._role.log.log(level, "refused a message", extra={"of": who, "error": error})
 
     def _look_around(self) -> None:
         if not self._role.is_stopping:

@@ -33,6 +33,8 @@ def test_a_broker_starts_answers_and_stops_without_a_trace() -> None:
         pids = [broker.pid_of(name) for name in NAMES]
         assert {path.name for path in run_dir.iterdir()} >= {"front.sock", "back.sock", "lock-supervisor"}
         assert broker.stop() == 0, broker.log
+        assert broker.log.count("a process has ended in order") == 2, "the coordinator has seen its workers leave"
+        assert "WARNING a process has ended" not in broker.log, "nobody need look at a stop in order"
         assert list(run_dir.iterdir()) == []
     assert not made.directory.exists()
     for pid in (supervisor_pid, *pids):
@@ -57,6 +59,8 @@ def test_any_process_that_is_killed_comes_back_and_the_broker_stops_cleanly(brok
     old_pid = broker.kill(name)
     broker.wait_for_restart(name, old_pid)
     wait_until(lambda: broker.process_names() == NAMES, what="all processes")
+    if name.startswith("worker"):
+        assert f"WARNING a process has ended peer={name}" in broker.log
     assert broker.stop() == 0, broker.log
     assert list(broker.paths.run_dir.iterdir()) == []
 
