@@ -116,10 +116,12 @@ def cut_again_and_again(broker: Broker, disk: LoopDisk, load: Load, cuts: int) -
     for _ in range(cuts):
         enough = len(load.acknowledged) + 50
         load.begin()
-        wait_until(partial(load.has, enough))
-        time.sleep(generator.uniform(0, 0.2))
-        broker.cut_power(disk)
-        load.end()
+        try:
+            wait_until(partial(load.has, enough))
+            time.sleep(generator.uniform(0, 0.2))
+            broker.cut_power(disk)
+        finally:
+            load.end()
         with AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
             wait_until(partial(is_settled, admin))
         yield read_all(broker)
