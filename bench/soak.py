@@ -1,6 +1,7 @@
-"""The sum of long runs: `python -m bench.soak STATE...`, the files that `zbroker soak` keeps. Writes results/soak.json.
+"""The sum of long runs: `python -m bench.soak [STATE...]`, files that `zbroker soak` keeps. Writes results/soak.json.
 
-States of one profile are added up, so that a run can be made in pieces, with seeds of their own.
+The states given are kept in results/soak, one for each profile and first seed, and all that lie there are added up: a
+long run is made in pieces, with seeds of their own, over as many days as it takes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import msgspec
 
 from bench.harness import RESULTS, Row, print_table, row, save
 from zbroker.load.chaos import percentile
-from zbroker.load.results import load_results
 from zbroker.load.soak import PROFILES, State
 
+KEPT = RESULTS / "soak"
 WANTED = {"kills": 1_000, "power": 300, "pauses": 500, "simulation": 100_000, "bugs": 11}
 COUNTED = {"power": "power cuts of ext4 under a broker with acks=fsync", "simulation": "simulated histories (seeds)"}
 
@@ -67,19 +68,26 @@ def _of_tests(profile: str, states: list[State]) -> list[Row]:
     ]
 
 
+def keep(state: State) -> Path:
+    """Put a state among those that are added up, in place of an earlier one of the same run."""
+    first_seed = state.next_seed - state.rounds_done * (PROFILES[state.profile].seeds_a_round or 1)
+    path = KEPT / f"{state.profile}-{first_seed}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n")
+    return path
+
+
 @click.command()
-@click.argument("states", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--commit", help="What was run, where it is not what is here now.")
-def main(states: tuple[Path, ...], commit: str | None) -> None:
-    """Add up the states, print the table, and write bench/results/soak.json. Profiles of which no state is given keep
-    the rows that they have there."""
-    found = [msgspec.json.decode(path.read_bytes(), type=State) for path in states]
-    new = {one.profile for one in found}
-    kept = [one for one in load_results(RESULTS / "soak.json").rows if one.what.partition(":")[0] not in new]
-    rows = kept + rows_of(found)
+@click.argument("states", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--about", default="", help="What should be said of these runs, such as the commit that was run.")
+def main(states: tuple[Path, ...], about: str) -> None:
+    """Keep the states given, add up all that are kept, print the table, and write bench/results/soak.json."""
+    for path in states:
+        keep(msgspec.json.decode(path.read_bytes(), type=State))
+    rows = rows_of(msgspec.json.decode(path.read_bytes(), type=State) for path in sorted(KEPT.glob("*.json")))
     print_table(rows)
-    about = "long runs of zbroker soak, added up" + (f"; run at commit {commit}" if commit else "")
-    print(save("soak", "python -m bench.soak", rows, about=about))
+    what = "long runs of zbroker soak, added up" + (f"; {about}" if about else "")
+    print(save("soak", "python -m bench.soak", rows, about=what))
 
 
 if __name__ == "__main__":
