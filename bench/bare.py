@@ -26,7 +26,7 @@ from zbroker.storage.files import Files
 from zbroker.storage.store import GROWTH_MAX_BYTES, PUSH_BYTES
 
 TAIL_WAIT_S = 0.000_5
-_BATCH_RECORDS = 1_200
+_BATCH_RECORDS = 4_800
 
 
 def fresh_values(count: int, size_bytes: int) -> list[bytes]:

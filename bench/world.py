@@ -10,7 +10,7 @@ from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.producer import Producer
 from zbroker.testing import Broker
 
-BATCH_RECORDS = 1_200  # of the bare loops: what send_many puts into a batch of 100-byte values
+BATCH_RECORDS = 4_800  # of the bare loops: what send_many puts into a batch of 100-byte values
 
 
 def batches(count: int) -> Iterator[list[bytes]]:

@@ -33,6 +33,7 @@ from zbroker.wire.codec import decode, encode
 from zbroker.wire.inner_messages import AlterIsr, CopySuspect, Register, Registered
 from zbroker.wire.layout import INNER_APIS, PEER, Api, unpack_header
 from zbroker.wire.messages import Done, Message, OpenLane
+from zbroker.workers.allocator import keep_freed_memory
 from zbroker.workers.compactor import Compactor
 from zbroker.workers.disk_thread import DiskThread, IoClock
 from zbroker.workers.feed import Feed
@@ -58,6 +59,7 @@ TURN_INTERVAL_NS: Final = 200_000
 BACKLOG_MS: Final = 1
 SWITCH_INTERVAL_S: Final = 0.0005
 GC_THRESHOLDS: Final = (10_000, 20, 50)  # A request makes containers and no cycles: collecting more often finds none.
+REQUEST_OVERHEAD_BYTES: Final = 64 << 10  # what the headers of a request, and of the allocator, take at the most
 _PRODUCE: Final = int(Api.PRODUCE)
 _COORDINATOR_APIS: Final[dict[type[Message], Api]] = {AlterIsr: Api.ALTER_ISR, CopySuspect: Api.COPY_SUSPECT}
 
@@ -372,6 +374,7 @@ def main(config: ServerConfig, index: int, *, is_replica: bool = False, reload: 
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
+            keep_freed_memory(config.limits.message_max_bytes + REQUEST_OVERHEAD_BYTES)
             if config.workers.pin:
                 cores = sorted(os.sched_getaffinity(0))
                 os.sched_setaffinity(0, {cores[index % len(cores)]})

@@ -185,6 +185,30 @@ def test_serializers_are_applied(way: dict[str, Any], topic: str) -> None:
         assert producer.send_many(topic, ["a", "b"], [1, 2]).exception(10) is None
 
 
+def test_send_many_makes_batches_of_about_one_size(way: dict[str, Any], topic: str) -> None:
+    with Producer(way) as producer:
+        found = producer.send_many(topic, [bytes(1_000)] * 700, partition=0).result(20)
+        few = producer.send_many(topic, [bytes(1_000)] * 700, partition=1).result(20)
+    with Producer(way, buffer_memory=1 << 20, max_request_size=1 << 17) as small:
+        smaller = small.send_many(topic, [bytes(1_000)] * 700, partition=0).result(20)
+    sizes = [part.record_count for part in found]
+    assert sum(sizes) == sum(part.record_count for part in few) == sum(part.record_count for part in smaller) == 700
+    assert len(sizes) == 2
+    assert max(sizes) - min(sizes) <= 1
+    assert len(smaller) > len(sizes)
+
+
+def test_send_many_in_a_callback_does_not_wait_for_those_before_it(way: dict[str, Any], topic: str) -> None:
+    values, sent = [bytes(1_000)] * 8_000, []
+    with Producer(way) as producer:
+        first = producer.send_many(topic, values, partition=0)
+        first.add_done_callback(lambda _: sent.append(producer.send_many(topic, values, partition=0)))
+        first.result(20)
+        wait_until(lambda: bool(sent))
+        assert sum(part.record_count for part in sent[0].result(20)) == 8_000
+    assert ends(way, topic, 1) == [16_000]
+
+
 def test_many_threads_share_one_producer(way: dict[str, Any], topic: str) -> None:
     with Producer(way) as producer:
 

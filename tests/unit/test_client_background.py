@@ -15,6 +15,15 @@ class Work:
     has_emitters = False
     waited_ns = 0
 
+    def __init__(self, *, is_tended: bool = False) -> None:
+        self.is_tended = is_tended
+        self.asked = 0
+
+    @property
+    def tended_ns(self) -> int:
+        self.asked += 1
+        return time.monotonic_ns() if self.is_tended else 0
+
     def has_work(self) -> bool:
         return True
 
@@ -46,8 +55,8 @@ class Connection:
         return 1
 
 
-def background(connection: Any) -> Background:
-    thread = Background(Work(), connection, linger_ms=0)
+def background(connection: Any, work: Any = None) -> Background:
+    thread = Background(work or Work(), connection, linger_ms=0)
     thread.wake()
     return thread
 
@@ -67,3 +76,13 @@ def test_while_another_thread_receives_this_one_does_not() -> None:
     wait_until(lambda: connection.asked >= 20)
     thread.close()
     assert not connection.pumped_ns
+
+
+def test_while_a_thread_that_sends_looks_for_answers_this_one_does_not() -> None:
+    connection, work = Connection(others=False), Work(is_tended=True)
+    thread = background(connection, work)
+    wait_until(lambda: work.asked >= 20)
+    assert not connection.pumped_ns
+    work.is_tended = False
+    wait_until(lambda: len(connection.pumped_ns) >= 2)
+    thread.close()

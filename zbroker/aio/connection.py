@@ -327,6 +327,11 @@ class LoopConnection(WakeableConnection):
         finally:
             del self._opening[target]
 
+    @property
+    def may_wait(self) -> bool:
+        """See Connection. What waits here is run again from its start: only what has done nothing yet may."""
+        return False
+
     def wait_for(self, is_done: Callable[[], bool], timeout_ms: float) -> bool:
         """As `Exchange.wait_for`, inside `replayed`."""
         if is_done():

@@ -13,6 +13,7 @@ the background would have to wake up first. Those that come while it is on its w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from threading import get_ident
 from typing import Final
@@ -38,6 +39,8 @@ RECORDS_PER_BATCH_MAX: Final = 10_000
 BATCH_OVERHEAD_BYTES: Final = 256
 ALONE_AFTER_BATCHES: Final = 64
 PAUSE_NS: Final = NS_PER_MS // 4
+AHEAD_BATCHES_MAX: Final = 2  # of a `send_many`, besides those on their way
+PACE_MS: Final = 5
 
 
 class Accumulator:
@@ -188,6 +191,17 @@ class Accumulator:
             queue.add_closed(batch)
         delivery.receive_some(queue)
         return batch
+
+    def keep_pace(self, queue: PartitionQueue) -> None:
+        """Before one more batch of `queue` is made: let those before it go first, for at most PACE_MS.
+
+        What is made far ahead of its worker has left the core's caches when it goes, and takes memory that is new to
+        this process.
+        """
+        if len(queue.waiting) < AHEAD_BATCHES_MAX or queue.needs_leader or not self._connection.may_wait:
+            return
+        self._delivery.tended_ns = time.monotonic_ns()
+        self._connection.wait_for(lambda: len(queue.waiting) < AHEAD_BATCHES_MAX or queue.needs_leader, PACE_MS)
 
     def topic(self, topic: str) -> TopicSender:
         """A topic's sender. The first time it waits for metadata."""

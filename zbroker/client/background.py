@@ -46,6 +46,10 @@ class Work(Protocol):
     def waited_ns(self) -> int:
         """When a thread last waited for a record of its own."""
 
+    @property
+    def tended_ns(self) -> int:
+        """When a thread that sends last looked for answers, or tried to."""
+
     def has_work(self) -> bool:
         """Whether anything is not acknowledged."""
 
@@ -91,7 +95,9 @@ class Background:
     def _others_receive(self) -> bool:
         """Whether another thread has received a moment ago, and so will again."""
         last_ns = self._connection.last_pump_ns
-        return last_ns != self._pumped_ns and time.monotonic_ns() - last_ns < STAND_BACK_NS
+        if last_ns == self._pumped_ns:
+            last_ns = self._work.tended_ns
+        return time.monotonic_ns() - last_ns < STAND_BACK_NS
 
     def _run(self) -> None:
         while not self._is_closing:

@@ -6,6 +6,7 @@ itself.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -202,6 +203,11 @@ class Connection(Exchange):
             with self._lock:
                 return not self.is_closed and self._watch.watch(target, incarnation)
         return False
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether this thread may wait for answers now: not in a callback."""
+        return self._pumping_thread != threading.get_ident()
 
     def rouse(self, target: int) -> None:
         """Wake a worker that sleeps, if there is a lane to it: a request for it is being made."""

@@ -82,6 +82,7 @@ class Delivery:
         self.used_bytes = 0
         self.failed_at_close = 0
         self.waited_ns = 0
+        self.tended_ns = 0
         self._is_awaited = False
         self._is_rousing = len(os.sched_getaffinity(0)) > 1
         self.background = Background(self, connection, settings.linger_ms)
@@ -202,6 +203,7 @@ class Delivery:
         Not after each batch: several at a time are received for little more than one.
         """
         if len(queue.in_flight) > self.max_in_flight // 2:
+            self.tended_ns = time.monotonic_ns()
             self._connection.try_pump()
         if self._deferred:
             self._make_calls([])

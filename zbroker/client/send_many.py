@@ -20,7 +20,7 @@ from zbroker.errors import InvalidRecordError, RecordListTooLargeError
 from zbroker.record.columns import encode_columns
 from zbroker.record.records import Headers, header_tuple
 
-MANY_BYTES: Final = 128 << 10  # what stays in a core's cache from the encoder to the ring
+MANY_BYTES: Final = 512 << 10  # what a batch costs besides its bytes is small by then, and it stays in a core's cache
 
 
 class Columns(NamedTuple):
@@ -137,11 +137,13 @@ class BatchRun:
         accumulator, sender = self._accumulator, self._sender
         first, count = 0, len(columns.values)
         sample = columns.values[0] if count else None
-        run = max(1, min(RECORDS_PER_BATCH_MAX, MANY_BYTES // ((len(sample) if sample else 0) + 8)))
+        most_bytes = min(MANY_BYTES, accumulator.batch_limit, accumulator.settings.buffer_memory // 8)
+        run = _even_run(count, most_bytes // ((len(sample) if sample else 0) + 8))
         while first < count:
             last = min(count, first + run)
             part = columns if last - first == count else columns.part(first, last)
             target = queue or sender.sticky
+            accumulator.keep_pace(target)
             encoded = self._encode(part, target)
             if len(encoded) > accumulator.request_bytes_max:
                 if last - first == 1:
@@ -151,5 +153,11 @@ class BatchRun:
             self._batches.append(accumulator.enqueue(target, encoded))
             if queue is None:
                 sender.next_sticky()
-            run = max(1, min(RECORDS_PER_BATCH_MAX, (last - first) * MANY_BYTES // len(encoded)))
+            run = _even_run(count - last, (last - first) * most_bytes // len(encoded))
             first = last
+
+
+def _even_run(count: int, run: int) -> int:
+    """How many of `count` records to take, at most `run`, so that the last batch is no smaller than the others."""
+    run = max(1, min(RECORDS_PER_BATCH_MAX, run))
+    return -(-count // -(-count // run)) if count else run

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX
-from zbroker.client.send_many import MANY_BYTES
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, InvalidRecordError
 from zbroker.record.columns import encode_columns
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from zbroker.client.producer import Producer
 
 OVERHEAD_BYTES = 16
+EMITTED_BYTES = 128 << 10  # at 100 bytes a record 1,200 of them: what is emitted does not lie here for long
 
 
 class Emitter:
@@ -45,7 +45,7 @@ class Emitter:
         self._keyless: list[Any] = []
         self._first_error: Exception | None = None
         self._turn_lock = threading.Lock()
-        self._limit = min(max(self._accumulator.batch_max, MANY_BYTES), self._accumulator.batch_limit)
+        self._limit = min(max(self._accumulator.batch_max, EMITTED_BYTES), self._accumulator.batch_limit)
         self.emit = self._make_emit()
 
     def _make_emit(self) -> Callable[..., None]:
