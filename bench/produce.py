@@ -16,7 +16,7 @@ from zbroker.testing import Broker
 
 CHUNK_RECORDS = 10_000
 DISK_RECORDS = 24_000_000  # 2.5 GB: what the host's cache and the kernel's patience take in at first is a part of it
-DISK_LISTS = 100  # of fresh values, used again and again: making them would give the disk time to catch up
+DISK_LISTS = 25  # of fresh values, used again and again: making them would give the disk time to catch up
 
 
 def send_many(world: World) -> dict[str, float]:

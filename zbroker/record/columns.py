@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 from operator import lt
 from typing import Final
 
@@ -90,7 +90,7 @@ def encode_columns(
     if codec:
         stored = compress(codec, _join(parts, body_bytes), compression_level)
         if COMPRESSED_HEAD.size + len(stored) < body_bytes:
-            parts = [COMPRESSED_HEAD.pack(len(stored), body_bytes), stored]
+            parts = [b"", COMPRESSED_HEAD.pack(len(stored), body_bytes), stored]
             body_bytes = COMPRESSED_HEAD.size + len(stored)
         else:
             codec = NONE
@@ -102,7 +102,9 @@ def encode_columns(
         0, size_bytes - LOG_OVERHEAD, NO_EPOCH, MAGIC_COLUMNS, 0, attributes, count - 1,
         timestamp_ms, max_timestamp, producer_id, producer_epoch, base_sequence, count,
     )  # fmt: skip
-    batch = _join([head, COLUMN_HEAD.pack(flags, 0), *parts, _PADS[padding(body_bytes)]], size_bytes)
+    parts[0] = head + COLUMN_HEAD.pack(flags, 0)
+    parts.append(_PADS[padding(body_bytes)])
+    batch = _join(parts, size_bytes)
     write_crc(batch)
     return batch
 
@@ -114,7 +116,8 @@ def _lay_out(
     timestamps_ms: Sequence[int] | None,
     deltas: Sequence[int] | None,
 ) -> tuple[int, list[bytes], int]:
-    """(flags, the parts of the body in their order, its size in bytes). A column that no record needs is left out."""
+    """(flags, the parts of the body in their order behind a place for what comes first, its size in bytes). A column
+    that no record needs is left out."""
     count = len(values)
     flags = 0
     arrays: list[bytes] = []
@@ -149,7 +152,10 @@ def _lay_out(
     if deltas is not None:
         _add_padded(arrays, array("I", deltas).tobytes())
     body_bytes = sum(map(len, arrays)) + blob_bytes
-    return flags, list(chain(arrays, *columns)), body_bytes
+    parts = [b"", *arrays]
+    for column in columns:
+        parts += column
+    return flags, parts, body_bytes
 
 
 def _join(parts: list[bytes], size_bytes: int) -> bytearray:
