@@ -19,6 +19,7 @@ from zbroker.config.schema import ServerConfig
 from zbroker.core import cluster_events as ev
 from zbroker.core import effects as do
 from zbroker.core.cluster import Cluster
+from zbroker.core.cluster_state import Standing
 from zbroker.core.entries import AnyEntry
 from zbroker.core.image import Image
 from zbroker.errors import DiskFullError, FencedLeaderEpochError, StaleIncarnationError, StorageError
@@ -370,7 +371,9 @@ class World:
                 opened[key] = worker
         if self.cluster is None:
             return
-        image = self.cluster.image
+        image, state = self.cluster.image, self.cluster.state
+        standings = [state.leadership(partition.key).standing for partition in image.partitions()]
+        assert state.are_all_led() == all(standing is Standing.LEADING for standing in standings)
         for topic in image.topics.values():
             assert self.topic_names.setdefault(topic.topic_id, topic.name) == topic.name, "a topic id is used twice"
         for key, (epoch, _, incarnation) in self.board.leaders.items():

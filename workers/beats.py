@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zbroker import ids
-from zbroker.core.hang import Beat, HangDetector, hangs, is_stuck
+from zbroker.clock import Clock
+from zbroker.core.hang import STEP_MAX_MS, Beat, HangDetector, hangs, is_stuck
 from zbroker.errors import BrokerError
 from zbroker.shm.board import board_path
 from zbroker.shm.board_reader import BoardReader
 from zbroker.shm.layout import ProcessState
+from zbroker.transport.loop import Loop
 from zbroker.workers.liveness import Liveness
 
 _log = logging.getLogger(__name__)
@@ -25,9 +27,17 @@ class Beats:
     """See the module."""
 
     def __init__(
-        self, boards_dir: Path, liveness: Liveness, timeout_ms: int, on_stuck: Callable[[int, int], None]
+        self,
+        loop: Loop,
+        clock: Clock,
+        boards_dir: Path,
+        liveness: Liveness,
+        timeout_ms: int,
+        on_stuck: Callable[[int, int], None],
     ) -> None:
         """`on_stuck(number, incarnation)` is called from `look`."""
+        self._loop = loop
+        self._clock = clock
         self._boards_dir = boards_dir
         self._liveness = liveness
         self._detector = HangDetector(timeout_ms)
@@ -35,6 +45,15 @@ class Beats:
         self._boards: dict[int, BoardReader] = {}
         self._killed: set[int] = set()
         self._stuck: set[int] = set()
+
+    def start(self) -> None:
+        """Look from now on: five times a second, and when a process could be found to hang."""
+        self.look(self._clock.now_ns())
+        wait_ms = self._detector.next_look_ms
+        if wait_ms < STEP_MAX_MS:
+            self._loop.call_after(wait_ms, self.start)
+        else:
+            self._loop.call_at_multiple(STEP_MAX_MS, self.start)
 
     def look(self, now_ns: int) -> None:
         """Look at every watched process."""

@@ -52,9 +52,8 @@ from zbroker.workers.liveness import Liveness
 from zbroker.workers.metadata_log import MetadataLog, MetadataLogFailed
 from zbroker.workers.partition_counts import PartitionCounts
 from zbroker.workers.runtime import Reload, Role, exit_code_of
+from zbroker.workers.ticks import Ticks
 
-TICK_MS: Final = 100
-LOOK_MS: Final = 100
 ANNOUNCE_TIMEOUT_MS: Final = 200
 GRANT_TIMEOUT_MS: Final = 5_000
 CONTROL_TIMEOUT_MS: Final = 2_000
@@ -100,10 +99,11 @@ class Coordinator:
         self._check_copies()
         self._events: deque[ev.Event] = deque()
         self._is_busy = False
+        self._ticks = Ticks(role.loop, self._tick, self._is_calm)
         self._liveness = Liveness(role.loop, self._process_died)
         role.at_close(self._liveness.close)
         timeout_ms = config.coordinator.hang_timeout_ms
-        self._beats = Beats(paths.boards_dir, self._liveness, timeout_ms, self._process_stuck)
+        self._beats = Beats(role.loop, role.clock, paths.boards_dir, self._liveness, timeout_ms, self._process_stuck)
         role.at_close(self._beats.close)
         self._snapshot_at = SNAPSHOT_ENTRIES_MIN
         self._is_ready = False
@@ -149,8 +149,7 @@ class Coordinator:
         self._log.write_cluster_id(self._cluster.image.cluster_id)
         self._groups.start()
         role.set_running()
-        role.loop.call_every(TICK_MS, self._tick)
-        role.loop.call_every(LOOK_MS, lambda: self._beats.look(role.clock.now_ns()))
+        self._beats.start()
         role.loop.call_after(OLD_COORDINATOR_BOARD_MS, self._remove_older_boards)
         role.run()
         self._log.sync()
@@ -162,6 +161,8 @@ class Coordinator:
 
     def _take(self, event: ev.Event) -> None:
         """Have the cluster take an event, and every event that follows from doing what it wants."""
+        if type(event) is not ev.Ticked:
+            self._ticks.busy()
         self._events.append(event)
         if self._is_busy:
             return
@@ -190,6 +191,10 @@ class Coordinator:
     def _warn(self, effect: do.Warn) -> None:
         self._role.log.warning(effect.text, extra=effect.fields)
 
+    def _is_calm(self) -> bool:
+        """Whether every partition is led and nobody is in a group, so that no time is near at which to do something."""
+        return not self._groups.has_groups and self._cluster.state.are_all_led()
+
     def _tick(self) -> None:
         self._log.sync()
         self._take(ev.Ticked())
@@ -214,6 +219,7 @@ class Coordinator:
         header, body = unpack_header(frames[2]), frames[3] if len(frames) > 3 else b""
         self._board.count(Counter.REQUESTS)
         request = Request(frames[0], header)
+        self._ticks.busy()
         try:
             if is_for_groups(header.api):
                 self._groups.on_request(request, frames[1], body)

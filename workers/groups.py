@@ -113,6 +113,11 @@ class GroupsPart:
             raise InvalidRequestError(f"groups do not answer api {api}")
         self._take(ev.GroupAsked(request, decode(_BODIES[api], body), self._role.clock.wall_ms()))
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether there is a group, whose members' times have to be looked at often."""
+        return bool(self._groups.groups)
+
     def topics_changed(self) -> None:
         """There are other topics, or more partitions."""
         self._take(ev.TopicsChanged())

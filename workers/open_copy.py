@@ -40,6 +40,8 @@ class OpenCopy(ABC):
         "_host",
         "_is_reported",
         "_saved_high_watermark",
+        "_settled_at",
+        "_settled_until_ms",
         "_unlink_at_ns",
         "copy_id",
         "device",
@@ -65,6 +67,8 @@ class OpenCopy(ABC):
         self.producers = producers
         self._cell = host.board.claim(self.topic_id, self.partition)
         self._saved_high_watermark = log.saved_high_watermark
+        self._settled_at: tuple[int, int] | None = None  # log end and last append, of which everything is saved
+        self._settled_until_ms = 0
         self._unlink_at_ns = 0
         self._flush_took_ms = 0.0
         self.is_open = True
@@ -107,11 +111,19 @@ class OpenCopy(ABC):
         self._saved_high_watermark = high_watermark
 
     def save(self) -> None:
-        """What is saved every few seconds, so that the next start is quick."""
+        """What is saved every few seconds, so that the next start is quick. Where all is saved and nothing has happened
+        since, nothing else is looked at: a thousand idle copies do not fit into a core's caches."""
+        log = self.log
+        now = (log.log_end, log.last_append_ns)
+        if now == self._settled_at and self._host.clock.wall_ms() <= self._settled_until_ms:
+            return
         self.save_high_watermark()
         if self.is_whole:
             self.producers.tick()
             self.producers.save()
+        is_settled = self.is_whole and self._saved_high_watermark == log.log_end and self.producers.is_saved
+        self._settled_at = now if is_settled else None
+        self._settled_until_ms = self.producers.sequences.quiet_until_ms
 
     @abstractmethod
     def retain(self, wall_ms: int) -> None:
@@ -149,6 +161,7 @@ class OpenCopy(ABC):
         """Apply the topic's settings from now on."""
         self.log.configure(config)
         self.producers.configure(config)
+        self._settled_at = None
 
     def revoke(self) -> None:
         """Neither lead nor follow any more; the cell is given back. The caller closes or deletes `log`."""

@@ -72,13 +72,22 @@ class ProducerState:
         """Forget who is too old."""
         self.sequences.expire(self._clock.wall_ms())
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether the snapshot tells all that is known, or there is nothing to tell."""
+        return self._log.log_end == 0 or not self._is_new()
+
+    def _is_new(self) -> bool:
+        sequences = self.sequences
+        is_older = len(sequences) == 0 and self._log.log_end != self._saved_offset
+        return sequences.version != self._saved_version or is_older
+
     def save(self) -> None:
         """Write the snapshot if there is something new to tell. A full disk keeps the older one, which stays true."""
         sequences, log_end = self.sequences, self._log.log_end
         if log_end == 0:
             return  # Nothing was ever appended: there is nothing to tell, and a thousand new partitions write no file.
-        is_new = sequences.version != self._saved_version or (len(sequences) == 0 and log_end != self._saved_offset)
-        if not is_new:
+        if not self._is_new():
             return
         known = [
             KnownProducer(producer_id, found.used_ms, found.epoch, [KnownBatch(*batch) for batch in found.batches])

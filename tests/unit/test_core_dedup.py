@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zbroker.core.dedup import BATCHES_KEPT, FORGOTTEN, Sequences
+from zbroker.core.dedup import BATCHES_KEPT, FOREVER_MS, FORGOTTEN, Sequences
 from zbroker.errors import (
     InvalidProducerEpochError,
     OutOfOrderSequenceNumberError,
@@ -177,3 +177,18 @@ def test_the_version_counts_what_would_have_to_be_saved() -> None:
     assert known.version == 1
     assert known.expire(5_000) == 1
     assert known.version == 2
+
+
+def test_until_it_says_there_is_nobody_to_forget() -> None:
+    log = Log(sequences(expiration_ms=1_000))
+    assert log.known.quiet_until_ms == FOREVER_MS
+    log.now_ms = 500
+    log.offer(batch(0, producer_id=1))
+    log.now_ms = 700
+    log.offer(batch(0, producer_id=2))
+    until_ms = log.known.quiet_until_ms
+    assert until_ms == 1_500, "the longest unused first"
+    assert log.known.expire(until_ms) == 0
+    assert log.known.expire(until_ms + 1) == 1
+    log.offer(batch(0, producer_id=application_id(b"name")))
+    assert log.known.quiet_until_ms == 0

@@ -44,6 +44,29 @@ def test_a_detector_that_stood_still_itself_does_not_count_that_time() -> None:
     assert [one.incarnation for one in late[first - 1]] == [1], "who beats again is not late"
 
 
+def test_looks_as_far_apart_as_allowed_find_who_hangs_when_its_beat_is_too_old() -> None:
+    detector, now_ns, last_beat_ns = HangDetector(1_000), 0, 0
+    looks, late = 0, list[Beat]()
+    while not late:
+        if looks < 10:
+            last_beat_ns = now_ns - 150 * NS_PER_MS
+        late = detector.look(now_ns, [beat(beat_ns=last_beat_ns), beat(2, now_ns)])
+        assert 0 < detector.next_look_ms <= STEP_MAX_MS
+        looks += 1
+        found_ns, now_ns = now_ns, now_ns + int(detector.next_look_ms * NS_PER_MS)
+    assert found_ns - last_beat_ns == 1_000 * NS_PER_MS
+    assert [one.incarnation for one in late] == [1]
+    assert looks <= 10 + 1_000 // STEP_MAX_MS + 1
+
+
+def test_a_beat_that_claims_to_be_older_than_the_last_look_is_not() -> None:
+    detector = HangDetector(1_000)
+    detector.look(0, [beat(beat_ns=1)])
+    detector.look(200 * NS_PER_MS, [beat(beat_ns=-5_000 * NS_PER_MS)])
+    for number in range(2, 5):
+        assert detector.look(number * 200 * NS_PER_MS, [beat(beat_ns=-5_000 * NS_PER_MS)]) == []
+
+
 def test_a_timeout_of_0_is_never_over() -> None:
     assert looks_until_late(HangDetector(0)) is None
 

@@ -95,6 +95,17 @@ def test_nothing_new_is_not_saved_again_and_a_full_disk_is_no_error(tmp_path: Pa
     kill(log)
 
 
+def test_it_says_whether_all_is_saved(tmp_path: Path) -> None:
+    log = open_copy(tmp_path)
+    state = state_of(log)
+    assert state.is_saved, "nothing was ever appended"
+    append(log, state, 1)
+    assert not state.is_saved
+    state.save()
+    assert state.is_saved
+    kill(log)
+
+
 def test_who_was_silent_for_too_long_is_forgotten(tmp_path: Path) -> None:
     log, clock = open_copy(tmp_path), ManualClock()
     state = ProducerState(log, Files(), clock, CONFIG, expiration_ms=1_000)

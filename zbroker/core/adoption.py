@@ -15,7 +15,7 @@ from collections import Counter
 from typing import Final
 
 from zbroker.clock import NS_PER_MS
-from zbroker.core.cluster_state import ClusterState, ProcessState, is_worker
+from zbroker.core.cluster_state import ClusterState, Process, ProcessState, is_worker
 from zbroker.core.effects import Effect
 from zbroker.core.entries import Adopted, AnyEntry
 from zbroker.core.image import Copy, Partition
@@ -35,9 +35,10 @@ class Adoption:
     def adopt(self, now_ns: int) -> list[Effect]:
         """Give orphaned copies away, and have their new owners lead them."""
         state = self._state
-        if not state.fixed_workers:
+        dead = [process for process in state.processes.values() if process.state is ProcessState.DEAD]
+        if not state.fixed_workers or not dead:
             return []
-        orphans = self._orphans(now_ns)
+        orphans = self._orphans(sorted(dead, key=lambda one: one.number), now_ns)
         heirs = self._heirs() if orphans else []
         loads = Counter(dict(state.image.owner_loads()))
         given: dict[int, list[int]] = {}
@@ -70,14 +71,12 @@ class Adoption:
 
         return self._journal.append(entries, durable=True, then=then, otherwise=otherwise)
 
-    def _orphans(self, now_ns: int) -> list[tuple[Partition, Copy]]:
+    def _orphans(self, dead: list[Process], now_ns: int) -> list[tuple[Partition, Copy]]:
         state = self._state
         wanted = {*state.wanted(), *state.replicas()}
         is_complete = all(state.live(number) for number in wanted)
         found = []
-        for process in sorted(state.processes.values(), key=lambda one: one.number):
-            if process.state is not ProcessState.DEAD:
-                continue
+        for process in dead:
             is_late = now_ns - process.since_ns >= ADOPTION_DELAY_MS * NS_PER_MS
             is_gone = is_complete and process.number not in wanted
             if not is_late and not is_gone:

@@ -161,6 +161,7 @@ class ClusterState:
         self.watched: dict[int, int] = {}  # incarnation, not known to be dead -> process number
         self.stuck: set[int] = set()  # incarnations that were killed and hang in the kernel: they act no more
         self.leaderships: dict[Key, Leadership] = {}
+        self._led_count = 0
         self.failed: set[Key] = set()
         self.holders: dict[Key, set[int]] = {}  # incarnations that may believe that they lead, unless they are dead
         self.predecessors: dict[Key, Predecessor] = {}  # of partitions whose new leader has not answered
@@ -228,11 +229,11 @@ class ClusterState:
     def are_all_led(self) -> bool:
         """Whether every partition has a leader that has answered."""
         known = self.leaderships
-        is_known = len(known) == self.image.partition_count()
-        return is_known and all(one.standing is Standing.LEADING for one in known.values())
+        return self._led_count == len(known) == self.image.partition_count()
 
     def set_leadership(self, key: Key, leadership: Leadership) -> None:
         """Note how it stands from now on."""
+        self._led_count += _is_led(leadership) - _is_led(self.leaderships.get(key))
         self.leaderships[key] = leadership
         if leadership.standing is Standing.FAILED:
             self.failed.add(key)
@@ -241,7 +242,7 @@ class ClusterState:
 
     def forget(self, key: Key) -> None:
         """The partition is gone."""
-        self.leaderships.pop(key, None)
+        self._led_count -= _is_led(self.leaderships.pop(key, None))
         self.failed.discard(key)
         for known in (self.holders, self.predecessors, self.surveys, self.suspects, self.refused, self.handovers):
             known.pop(key, None)
@@ -354,6 +355,10 @@ class ClusterState:
             for number, grants in by_owner.items()
             for first in range(0, len(grants), step)
         ]
+
+
+def _is_led(leadership: Leadership | None) -> bool:
+    return leadership is not None and leadership.standing is Standing.LEADING
 
 
 def is_worker(number: int) -> bool:

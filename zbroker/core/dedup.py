@@ -34,6 +34,7 @@ from zbroker.record.producers import APPLICATION_IDS, SEQUENCES, last_sequence, 
 BATCHES_KEPT: Final = 16
 PRODUCERS_MAX: Final = 100_000
 FORGOTTEN: Final = -1
+FOREVER_MS: Final = 1 << 63
 
 
 class Appended(NamedTuple):
@@ -173,6 +174,14 @@ class Sequences:
         else:
             self._producers[producer_id] = producer
         self.now_ms = max(self.now_ms, producer.used_ms)
+
+    @property
+    def quiet_until_ms(self) -> int:
+        """Until then `expire` does nothing, unless a batch is noted. Names of batches want it called all the time."""
+        if self._names:
+            return 0
+        oldest = next(iter(self._producers.values()), None)
+        return FOREVER_MS if oldest is None else oldest.used_ms + self._expiration_ms
 
     def expire(self, now_ms: int) -> int:
         """Forget who was not heard of for long enough, and names beyond their window; how many went."""

@@ -2,7 +2,9 @@
 
 A process writes its beat on its board at each turn of its loop, five times a second at the least. One whose beat does
 not change for `timeout_ms` hangs, unless it says that it waits for the disk, or the kernel says that it does (state D),
-or it is starting. One that was stopped (state T) hangs whatever it says: it cannot know that it was.
+or it is starting. One that was stopped (state T) hangs whatever it says: it cannot know that it was. The time is
+counted from the beat itself, and `next_look_ms` says when the next verdict may be due: between two beats nobody need
+look more often.
 
 Guarantees: time in which the detector itself did not look does not count. Its clock goes on by `STEP_MAX_MS` between
 two looks at most, so when the whole host stands still, and goes on, nobody is killed for it.
@@ -46,22 +48,34 @@ class HangDetector:
         self._seen: dict[int, _Seen] = {}
         self._clock_ns = 0
         self._looked_ns = -1
+        self.next_look_ms: float = STEP_MAX_MS
+        """How long the next look may wait, for no verdict to be late; never longer than a step of the clock."""
 
     def look(self, now_ns: int, beats: Iterable[Beat]) -> list[Beat]:
         """The processes whose beat has not changed for too long. `hangs` decides, with what the kernel says of each."""
+        looked_at_ns = self._clock_ns
         if self._looked_ns >= 0:
             self._clock_ns += min(max(0, now_ns - self._looked_ns), STEP_MAX_MS * NS_PER_MS)
         self._looked_ns = now_ns
         seen: dict[int, _Seen] = {}
         late = []
+        left_ns = STEP_MAX_MS * NS_PER_MS
         for beat in beats:
             known = self._seen.get(beat.incarnation)
-            if known is None or known.beat_ns != beat.beat_ns:
+            if known is None:
                 known = _Seen(beat.beat_ns, self._clock_ns)
-            elif self._timeout_ns and self._clock_ns - known.since_ns >= self._timeout_ns:
-                late.append(beat)
+            elif known.beat_ns != beat.beat_ns:
+                # It came after the last look, whatever its number says.
+                known = _Seen(beat.beat_ns, max(looked_at_ns, self._clock_ns - max(0, now_ns - beat.beat_ns)))
             seen[beat.incarnation] = known
+            if self._timeout_ns:
+                until_late_ns = known.since_ns + self._timeout_ns - self._clock_ns
+                if until_late_ns <= 0:
+                    late.append(beat)
+                else:
+                    left_ns = min(left_ns, until_late_ns)
         self._seen = seen
+        self.next_look_ms = left_ns / NS_PER_MS
         return late
 
 

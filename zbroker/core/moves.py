@@ -54,6 +54,7 @@ class Moves:
         self._leavings = leavings
         self._waiting: list[_Waiting] = []
         self._returned_ns = 0
+        self._away: tuple[int, list[Partition]] = (-1, [])  # of a version of the image
         self._leaderless: set[Key] = set()
 
     def wait(
@@ -79,9 +80,12 @@ class Moves:
 
     def _return_leaders(self) -> None:
         count = 0
-        # Of thousands, all but a few lead where they should: one comparison each for them.
-        away = [one for one in self._state.image.partitions() if one.leader_copy != one.copies[0].copy_id]
-        for partition in away:
+        image = self._state.image
+        if self._away[0] != image.version:
+            # Of thousands, all but a few lead where they should: one comparison each for them.
+            away = [one for one in image.partitions() if one.leader_copy != one.copies[0].copy_id]
+            self._away = (image.version, away)
+        for partition in self._away[1]:
             if count >= RETURNS_AT_ONCE_MAX:
                 return
             if partition.copy_id not in partition.removing and self.can_lead(partition, partition.copies[0]):
