@@ -179,6 +179,19 @@ def test_sending_waits_while_the_buffer_is_full_and_gives_up(served: tuple[Broke
     run(main)
 
 
+def test_a_list_larger_than_the_buffer_is_stored_once(way: dict[str, Any], topic: str) -> None:
+    async def main() -> None:
+        async with Producer(way, buffer_memory=1 << 20) as producer:
+            sent = await producer.send_many(topic, [b"%06d" % number + bytes(1_000) for number in range(4_000)])
+            assert sum(part.record_count for part in await sent) == 4_000
+            partitions = await producer.partitions_for(topic)
+        async with Consumer(way) as consumer:
+            ends = await consumer.end_offsets([(topic, number) for number in partitions])
+            assert sum(ends.values()) == 4_000
+
+    run(main)
+
+
 def test_errors_are_those_of_the_other_clients(way: dict[str, Any], topic: str) -> None:
     async def main() -> None:
         with pytest.raises(ConfigError, match="did you mean 'linger_ms'"):

@@ -71,6 +71,8 @@ class _LoopPoll:
 class LoopConnection(WakeableConnection):
     """See the module. Make it in the loop that it belongs to, then await `connect`."""
 
+    is_replayed = True
+
     def __init__(
         self, settings: ConnectionSettings, *, request_bytes: int = 32 << 10, reply_bytes: int = 32 << 10
     ) -> None:
@@ -326,11 +328,6 @@ class LoopConnection(WakeableConnection):
             self._lane_error = error
         finally:
             del self._opening[target]
-
-    @property
-    def may_wait(self) -> bool:
-        """See Connection. What waits here is run again from its start: only what has done nothing yet may."""
-        return False
 
     def wait_for(self, is_done: Callable[[], bool], timeout_ms: float) -> bool:
         """As `Exchange.wait_for`, inside `replayed`."""

@@ -174,7 +174,8 @@ class Accumulator:
         """
         self._connection.check_usable()
         delivery = self._delivery
-        if delivery.used_bytes > self._buffer_memory:
+        # A list that is larger than the buffer, on an event loop: what lies before it is queued, and must not be again.
+        if delivery.used_bytes > self._buffer_memory and not self._connection.is_replayed:
             self.wait_for_room()
         with self.lock:
             self._check_alive()

@@ -45,6 +45,9 @@ _NOT_DELIVERED: Final = (CoordinatorNotAvailableError, ThrottlingQuotaExceededEr
 class Connection(Exchange):
     """One for each client object."""
 
+    is_replayed = False
+    """Whether a call that waits is made again from its start, and so must not wait once it has done something."""
+
     def __init__(
         self, settings: ConnectionSettings, *, request_bytes: int = 32 << 10, reply_bytes: int = 32 << 10
     ) -> None:
@@ -206,8 +209,8 @@ class Connection(Exchange):
 
     @property
     def may_wait(self) -> bool:
-        """Whether this thread may wait for answers now: not in a callback."""
-        return self._pumping_thread != threading.get_ident()
+        """Whether this thread may wait for answers in the middle of a call: not in a callback."""
+        return not self.is_replayed and self._pumping_thread != threading.get_ident()
 
     def rouse(self, target: int) -> None:
         """Wake a worker that sleeps, if there is a lane to it: a request for it is being made."""
