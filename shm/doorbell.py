@@ -40,12 +40,13 @@ _SLACK_BYTES = 4096  # The kernel counts a pipe's room in pages: nearly full may
 class Doorbell:
     """A process's own pipe. The write end stays open here too: without it, the last ringer's exit makes poll spin."""
 
-    __slots__ = ("_capacity_bytes", "_has_rung", "_read_fd", "write_fd")
+    __slots__ = ("_capacity_bytes", "_read_fd", "has_rung", "write_fd")
 
     def __init__(self) -> None:
         self._read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._capacity_bytes = fcntl.fcntl(self._read_fd, fcntl.F_GETPIPE_SZ)
-        self._has_rung = False
+        self.has_rung = False
+        """Whether the pipe was found readable since `forget_rings`, which then has something to read."""
 
     def fileno(self) -> int:
         """The descriptor to poll for reading."""
@@ -66,20 +67,15 @@ class Doorbell:
             lanes.add(ALL_LANES)
         return lanes
 
-    @property
-    def has_rung(self) -> bool:
-        """Whether it rang since `forget_rings`."""
-        return self._has_rung
-
     def note_ring(self) -> None:
-        """The pipe was found readable: `forget_rings` has something to read."""
-        self._has_rung = True
+        """The pipe was found readable."""
+        self.has_rung = True
 
     def forget_rings(self) -> None:
         """Empty the pipe if it was found readable, for a sleeper that looks at every lane anyway."""
-        if not self._has_rung:
+        if not self.has_rung:
             return
-        self._has_rung = False
+        self.has_rung = False
         try:
             if len(os.read(self._read_fd, _FIRST_READ_BYTES)) == _FIRST_READ_BYTES:
                 os.read(self._read_fd, self._capacity_bytes)

@@ -33,6 +33,7 @@ _LOW: Final = 0xFFFF_FFFF
 _HEADERS: Final = tuple(struct.Struct(f"<{2 + n}I{4 * (n & 1)}x") for n in range(layout.FRAMES_MAX + 1))
 _HEADER_BYTES: Final = tuple(header.size for header in _HEADERS)
 assert all(size % 8 == 0 for size in _HEADER_BYTES)
+_PAIR_HEADER_BYTES: Final = _HEADER_BYTES[2]
 
 Frame = bytes | bytearray | memoryview
 
@@ -84,14 +85,12 @@ class Ring:
         count = len(frames)
         if count > layout.FRAMES_MAX:
             raise MessageSizeTooLargeError(f"{count} frames, at most {layout.FRAMES_MAX} fit into a message")
-        lengths = []
-        total = _HEADER_BYTES[count]
-        parts: list[Frame] = [b""]
-        for frame in frames:
-            length = len(frame)
-            lengths.append(length)
-            parts += (frame, _PADS[length & 7])
-            total += length + 7 & ~7
+        lengths = tuple(map(len, frames))
+        if count == 2:
+            # The shape of nearly every message: a header and a body.
+            total = _PAIR_HEADER_BYTES + (lengths[0] + 7 & -8) + (lengths[1] + 7 & -8)
+        else:
+            total = _HEADER_BYTES[count] + sum([length + 7 & -8 for length in lengths])
         if total > self.message_bytes_max:
             raise MessageSizeTooLargeError(f"a message of {total} bytes; this lane takes {self.message_bytes_max}")
         head, capacity = self._head, self._capacity
@@ -103,7 +102,12 @@ class Ring:
         if skip:
             self._u64[at >> 3] = layout.PAD_MARKER
             at = self._base
-        parts[0] = _HEADERS[count].pack(total, count, *lengths)
+        parts: list[Frame] = [_HEADERS[count].pack(total, count, *lengths)]
+        if count == 2:
+            parts += (frames[0], _PADS[lengths[0] & 7], frames[1], _PADS[lengths[1] & 7])
+        else:
+            for frame, length in zip(frames, lengths, strict=True):
+                parts += (frame, _PADS[length & 7])
         if total <= _SMALL_MESSAGE_BYTES:
             self._bytes[at : at + total] = b"".join(parts)
         else:
@@ -141,8 +145,15 @@ class Ring:
         if found is None:
             return None
         at, end, lengths = found
-        frames = _cut(memoryview(bytearray(self._bytes[at:end])), 0, lengths)
-        self.consume()
+        copy = memoryview(bytearray(self._bytes[at:end]))
+        if len(lengths) == 2:
+            first, start = lengths[0], lengths[0] + 7 & -8
+            frames = [copy[:first], copy[start : start + lengths[1]]]
+        else:
+            frames = _cut(copy, 0, lengths)
+        if WEAK_ORDER:
+            fence()
+        self._tail = self._u64[self._tail_index] = self._next_tail
         return frames
 
     def peek(self) -> list[memoryview] | None:
@@ -192,7 +203,6 @@ class Ring:
         if total & 7 or not header_bytes <= total <= head - tail or place + total > self._capacity:
             raise InvalidRequestError(f"a ring message of {total} bytes where {head - tail} are readable")
         if count == 2:
-            # The shape of nearly every message: a header and a body.
             word = self._u64[(at >> 3) + 1]
             first, second = word & _LOW, word >> 32
             lengths: Sequence[int] = (first, second)

@@ -109,6 +109,9 @@ class Story:
 
     def defer(self, calls: list[Callable[[], None]]) -> None: ...
 
+    def hurry(self) -> None:
+        raise AssertionError("nobody waits here")
+
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         raise AssertionError("nobody waits here")
 

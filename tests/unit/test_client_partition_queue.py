@@ -58,6 +58,8 @@ class ScriptedSending:
     def defer(self, calls: list[Callable[[], None]]) -> None:
         self.deferred += calls
 
+    def hurry(self) -> None: ...
+
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         raise AssertionError("nobody waits here")
 

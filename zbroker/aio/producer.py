@@ -61,7 +61,7 @@ class _LoopWork(Background):
 
     def wake(self) -> None:
         """There is work. The loop's thread alone calls it."""
-        self.is_idle = False
+        self.is_idle = self.is_asleep = False
         if self._task is None and not self._is_closing:
             self._task = asyncio.get_running_loop().create_task(self._serve())
 
@@ -86,7 +86,7 @@ class _LoopWork(Background):
                 await asyncio.sleep(min(self._nap_ms, delivery.until_service_ms()) / 1000)
         finally:
             self._task = None
-            self.is_idle = True
+            self.is_idle = self.is_asleep = True
 
 
 class _Calls(BlockingProducer[Any, Any]):

@@ -8,7 +8,8 @@ that the owner sees in an open batch is counted, and for any other the count say
 A batch is opened and filled up by `add`, which takes the lock; what lies in between may go without.
 
 With `linger_ms` 0 a record that comes after a pause is sent by `add` itself: nothing would join it, and the thread in
-the background would have to wake up first. Those that come while it is on its way gather, as Nagle's algorithm has it.
+the background would have to wake up first. So is one of a thread that waited for the one before it. Those that come
+within the time of a pause gather, as Nagle's algorithm has it.
 """
 
 from __future__ import annotations
@@ -95,15 +96,16 @@ class Accumulator:
                 add_extras(batch, index, headers, timestamp_ms)
             batch.room -= size
             is_full = batch.room <= 0 or index + 1 >= RECORDS_PER_BATCH_MAX
-            is_alone = self._is_prompt and index == 0 and self._comes_after_pause(queue, batch)
+            is_alone = index == 0 and self._is_prompt and self._goes_alone(queue, batch)
             if is_alone:
-                delivery.rouse(queue)
-            if is_full or is_alone:
+                delivery.close_alone(queue, is_awaited=queue.is_awaited)
+            elif is_full:
+                queue.is_awaited = False
                 queue.close_open()
             if is_full and queue is sender.sticky:
                 sender.next_sticky()
         if is_full or is_alone:
-            delivery.receive_some(queue)
+            delivery.receive_some(queue, is_alone=is_alone)
         elif delivery.background.is_idle:
             delivery.background.wake()
         return batch, index
@@ -132,19 +134,25 @@ class Accumulator:
     def _next_batch(self, queue: PartitionQueue, size: int) -> Batch:
         if size > self.batch_limit:
             raise self.too_large(size)
-        self._check_alive()
-        queue.close_open()
-        batch = self._delivery.new_batch(queue)
+        if self.is_closed or self._delivery.fatal is not None:
+            self._check_alive()
+        if queue.open is not None:
+            queue.close_open()
+        batch = queue.open = self._delivery.new_batch(queue)
         batch.room = self.batch_max
         batch.owner = self._thread_alone()
-        queue.open = batch
         if batch.created_ns >= self._refresh.due_ns:
             self._refresh.ask(self.topics)
         return batch
 
-    def _comes_after_pause(self, queue: PartitionQueue, batch: Batch) -> bool:
-        """Whether the batch, a new one, is the first for a while, and nothing is on its way. The lock is held."""
-        return queue.is_clear and batch.created_ns - queue.closed_ns > PAUSE_NS
+    def _goes_alone(self, queue: PartitionQueue, batch: Batch) -> bool:
+        """Whether a new batch is sent with its first record: nothing waits, and it is the first for a while, or nothing
+        is on its way and somebody waits for it as for the one before. The lock is held."""
+        if queue.waiting or queue.failed or queue.needs_leader:
+            return False
+        if batch.created_ns - queue.closed_ns > PAUSE_NS:
+            return len(queue.in_flight) < self._delivery.max_in_flight
+        return queue.is_awaited and not queue.in_flight
 
     def _thread_alone(self) -> int:
         """This thread, when it alone has opened batches for a while, else 0. The lock is held."""

@@ -158,6 +158,8 @@ class Assigned:
                 found += piece
             else:
                 found = piece
+            if not (self._records or self.ready or (self.source is not None and self.source.has_more(self.offset))):
+                break
         return found
 
     def rest(self) -> list[ConsumerRecord[Any, Any]]:

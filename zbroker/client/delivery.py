@@ -11,51 +11,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from zbroker.client.background import Background, Emits
-from zbroker.client.batches import Batch
+from zbroker.client.batches import Batch, State
+from zbroker.client.complaints import Complaints
 from zbroker.client.connection import Connection
 from zbroker.client.leaders import METADATA_ATTEMPT_MS, Leaders
 from zbroker.client.partition_queue import PartitionQueue, Sent
 from zbroker.client.producer_ids import ProducerIds
 from zbroker.client.settings import ProducerSettings
 from zbroker.clock import NS_PER_MS
-from zbroker.errors import (
-    BrokerError,
-    BrokerNotAvailableError,
-    FencedLeaderEpochError,
-    LeaderNotAvailableError,
-    NotLeaderForPartitionError,
-    OutOfOrderSequenceNumberError,
-    RequestTimedOutError,
-    TimeoutError_,
-    UnknownLeaderEpochError,
-    UnknownProducerIdError,
-    UnknownTopicOrPartitionError,
-    error_for,
-)
+from zbroker.errors import BrokerError, TimeoutError_, error_for
 from zbroker.wire.layout import FLAG_AWAITED, FLAG_FIRST, Api
 
 RECEIVE_MS: Final = 5
 SERVICE_MIN_MS: Final = 0.2
-COMPLAINT_INTERVAL_NS: Final = 60_000 * NS_PER_MS
 
-# What a death or a move brings with it, and passes by itself.
-_USUAL: Final = frozenset(
-    error.code
-    for error in (
-        BrokerNotAvailableError,
-        FencedLeaderEpochError,
-        LeaderNotAvailableError,
-        NotLeaderForPartitionError,
-        OutOfOrderSequenceNumberError,
-        RequestTimedOutError,
-        UnknownLeaderEpochError,
-        UnknownProducerIdError,
-        UnknownTopicOrPartitionError,
-    )
-)
+_PRODUCE: Final = int(Api.PRODUCE)  # packing a member takes longer
+_DONE: Final = State.DONE
 
 _log = logging.getLogger(__name__)
 
@@ -83,13 +58,14 @@ class Delivery:
         self.failed_at_close = 0
         self.waited_ns = 0
         self.tended_ns = 0
-        self._is_awaited = False
+        self._delivery_timeout_ns = settings.delivery_timeout_ms * NS_PER_MS
+        self._awaited_flag = 0
         self._is_rousing = len(os.sched_getaffinity(0)) > 1
         self.background = Background(self, connection, settings.linger_ms)
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
         self.leaders = Leaders(connection, settings)
-        self._counts = {"records_acknowledged": 0, "records_failed": 0, "batches_acknowledged": 0, "batches_failed": 0}
-        self._silent_until_ns: dict[tuple[str, int], int] = {}
+        self._acknowledged, self._failed = [0, 0], [0, 0]  # batches, records
+        self._complaints = Complaints()
         self._deferred: deque[Callable[[], None]] = deque()
         self._service_lock = threading.Lock()
 
@@ -113,13 +89,11 @@ class Delivery:
     def new_batch(self, queue: PartitionQueue) -> Batch:
         """A new batch of a queue, with its deadline."""
         now_ns = time.monotonic_ns()
-        batch = Batch(queue, now_ns)
-        batch.deadline_ns = now_ns + self._settings.delivery_timeout_ms * NS_PER_MS
-        return batch
+        return Batch(queue, now_ns, now_ns + self._delivery_timeout_ns)
 
     def transmit(self, queue: PartitionQueue, batch: Batch) -> Sent:
         """Send a closed batch to its leader, if that is known. The lock is held."""
-        route = self.leaders.route((queue.topic, queue.partition))
+        route = self.leaders.route(queue.place)
         if route is None:
             return Sent.NO_LEADER
         target, topic_id, epoch = route
@@ -131,18 +105,27 @@ class Delivery:
             return Sent.NOT_YET
         queue.route, queue.lane = route, lane
         left_ms = (batch.deadline_ns - time.monotonic_ns()) // NS_PER_MS
-        timeout_ms = max(1, min(self._settings.request_timeout_ms, left_ms))
-
-        def answered(number: int, body: list[Any]) -> None:
-            self._answered(queue, batch, number, body)
-
         self._connection.submit(
-            target, Api.PRODUCE, frames, answered if self.acks else None,
+            target, _PRODUCE, frames, partial(self._answered, queue, batch) if self.acks else None,
             topic_id=topic_id, partition=queue.partition, leader_epoch=epoch, acks=self.acks,
-            flags=(0 if queue.in_flight else FLAG_FIRST) | (FLAG_AWAITED if self._is_awaited else 0),
-            timeout_ms=timeout_ms, over=lane,
+            flags=self._awaited_flag if queue.in_flight else self._awaited_flag | FLAG_FIRST,
+            timeout_ms=max(1, min(self._settings.request_timeout_ms, left_ms)), over=lane,
         )  # fmt: skip
         return Sent.YES
+
+    def close_alone(self, queue: PartitionQueue, *, is_awaited: bool) -> None:
+        """Close and send a batch of one record, or one that somebody waits for. The lock is held."""
+        if self._is_rousing:
+            # Its worker, if it sleeps, wakes up while the batch is made.
+            route = self.leaders.route(queue.place)
+            if route is not None and not queue.in_flight:
+                self._connection.rouse(route[0])
+            if is_awaited and self.acks in (1, -1):
+                self._awaited_flag = FLAG_AWAITED
+        try:
+            queue.close_open()
+        finally:
+            self._awaited_flag = 0
 
     def fence(self, error: BrokerError) -> list[Callable[[], None]]:
         """See Sending. The lock is held."""
@@ -172,19 +155,12 @@ class Delivery:
             if number and error_for(number).retriable:
                 self.leaders.forget(queue.topic, queue.partition)
             calls = queue.answered(batch, number, body)
-        if number and number not in _USUAL:
-            self._complain(queue, error_for(number, bytes(body[0]).decode("utf-8", "replace") if body else ""))
-        self._make_calls(calls)
+        if number:
+            self._complaints.note(queue.place, number, body)
+        if calls or self._deferred:
+            self._make_calls(calls)
         if number and self.background.is_idle:
             self.background.wake()
-
-    def _complain(self, queue: PartitionQueue, error: BrokerError) -> None:
-        """Say why nothing is acknowledged: what the next try may cure is otherwise told only when it was the last."""
-        now_ns = time.monotonic_ns()
-        place = (queue.topic, queue.partition)
-        if error.retriable and now_ns >= self._silent_until_ns.get(place, 0):
-            self._silent_until_ns[place] = now_ns + COMPLAINT_INTERVAL_NS
-            _log.warning("%s:%d: %s; the producer tries again", queue.topic, queue.partition, error)
 
     def count_closed(self, batch: Batch) -> None:
         """A batch takes memory until it is done. The lock is held."""
@@ -193,12 +169,13 @@ class Delivery:
     def count_done(self, batch: Batch) -> None:
         """A batch is acknowledged or failed. The lock is held."""
         self.used_bytes -= batch.size_bytes
-        kind = "failed" if batch.error is not None else "acknowledged"
-        self._counts[f"batches_{kind}"] += 1
-        self._counts[f"records_{kind}"] += batch.count
+        counts = self._acknowledged if batch.error is None else self._failed
+        counts[0] += 1
+        counts[1] += batch.count
 
-    def receive_some(self, queue: PartitionQueue) -> None:
-        """After a batch of `queue` was closed: deliver acknowledgements that have come, without waiting.
+    def receive_some(self, queue: PartitionQueue, *, is_alone: bool = False) -> None:
+        """After a batch of `queue` was closed, `is_alone`: with one record in it, or awaited: deliver acknowledgements
+        that have come, without waiting.
 
         Not after each batch: several at a time are received for little more than one.
         """
@@ -207,33 +184,37 @@ class Delivery:
             self._connection.try_pump()
         if self._deferred:
             self._make_calls([])
+        if is_alone and queue.in_flight and not queue.waiting:
+            self.background.doze()
+        elif self.background.is_idle:
+            self.background.wake()
+
+    def hurry(self) -> None:
+        """See Sending."""
         if self.background.is_idle:
             self.background.wake()
 
-    def rouse(self, queue: PartitionQueue) -> None:
-        """A batch is about to be made and sent: if its worker sleeps, let it wake up meanwhile."""
-        route = self.leaders.route((queue.topic, queue.partition))
-        if self._is_rousing and route is not None and not queue.in_flight:
-            self._connection.rouse(route.process)
-
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         """Send the batch now, linger or not, and receive until it is done."""
-        self._connection.check_usable()
+        if self._connection.is_closed:
+            self._connection.check_usable()
         self.waited_ns = time.monotonic_ns()
         queue = batch.queue
         if queue.open is batch:
-            self.rouse(queue)
             with self.lock:
                 if queue.open is batch:
-                    self._is_awaited = self._is_rousing and self.acks in (1, -1)
-                    try:
-                        queue.close_open()
-                    finally:
-                        self._is_awaited = False
-        self._make_calls([])
-        if batch.queue.needs_leader:
+                    self.close_alone(queue, is_awaited=True)
+        queue.is_awaited = batch.count == 1
+        if self._deferred:
+            self._make_calls([])
+        if queue.needs_leader:
             self._serve_queues()
-        return self.wait_for(lambda: batch.is_done, timeout_ms)
+
+        def is_done() -> bool:
+            return batch.state is _DONE
+
+        first_ms = 0.0 if queue.needs_leader else min(timeout_ms, RECEIVE_MS)  # nothing else can be due before
+        return self._connection.wait_for(is_done, first_ms) or self.wait_for(is_done, timeout_ms - first_ms)
 
     def wait_for(self, is_done: Callable[[], bool], timeout_ms: float) -> bool:
         """Receive, and send again what is due, until `is_done`, at most `timeout_ms`."""
@@ -303,7 +284,9 @@ class Delivery:
 
     def metrics(self) -> dict[str, float]:
         """Counts since the start, and what is in the buffer now."""
-        found: dict[str, float] = {**self._counts}
+        found: dict[str, float] = {}
+        for kind, counts in ("acknowledged", self._acknowledged), ("failed", self._failed):
+            found[f"batches_{kind}"], found[f"records_{kind}"] = counts
         found["buffer_bytes"] = self.used_bytes
         found["records_unanswered"] = self.unanswered_records()
         return found
@@ -333,6 +316,7 @@ class Delivery:
             if batch is not None and batch.created_ns <= oldest_ns:
                 with self.lock:
                     if queue.open is batch:
+                        queue.is_awaited = False
                         queue.close_open()
 
     def until_service_ms(self) -> float:

@@ -29,9 +29,9 @@ from typing import Any, Final
 
 from zbroker import ids
 from zbroker.client.fork_guard import check_process, guard, let_go
-from zbroker.client.lanes import OUTBOX_MESSAGES_MAX, ClientLane, Frame, has_reply
+from zbroker.client.lanes import OUTBOX_MESSAGES_MAX, ClientLane, Frame
 from zbroker.client.process_watch import ProcessWatch
-from zbroker.client.unanswered import OnReply, Pending, Unanswered
+from zbroker.client.unanswered import OnReply, Unanswered, pending_of
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import (
     BrokerError,
@@ -39,13 +39,12 @@ from zbroker.errors import (
     ClosedError,
     ConcurrentUseError,
     NotLeaderForPartitionError,
-    RequestTimedOutError,
     ThrottlingQuotaExceededError,
 )
 from zbroker.shm.doorbell import Doorbell
 from zbroker.shm.spin import SpinWatch
 from zbroker.transport.sockets import Context, DealerSocket
-from zbroker.wire.layout import pack_request, unpack_header
+from zbroker.wire.layout import pack_request, unpack_reply
 
 ATTEMPT_TIMEOUT_MS: Final = 1_000
 SLEEP_MS: Final = 100
@@ -80,6 +79,7 @@ class Exchange:
         self._context = Context()
         self._socket = DealerSocket(self._context, address, message_max_bytes=SOCKET_FRAME_BYTES_MAX, linger_ms=200)
         self._doorbell = Doorbell()
+        self._bell_file = self._doorbell.fileno()
         self._poll = select.poll()
         self._watch = ProcessWatch(self._poll)
         self._poll.register(self._socket.fileno(), select.POLLIN)
@@ -88,8 +88,8 @@ class Exchange:
 
     def check_usable(self) -> None:
         """Raise ForkError in another process than the one that connected, ClosedError after `close`."""
-        check_process(self._pid)
-        if self.is_closed:
+        if self.is_closed:  # as it is in every forked child: see fork_guard
+            check_process(self._pid)
             raise ClosedError("this client is closed")
 
     def submit(
@@ -99,14 +99,9 @@ class Exchange:
         frames: Sequence[Frame],
         on_reply: OnReply | None,
         *,
-        topic_id: int = 0,
-        partition: int = 0,
-        leader_epoch: int = -1,
-        acks: int = 0,
-        flags: int = 0,
-        timeout_ms: int = ATTEMPT_TIMEOUT_MS,
-        over: ClientLane | EllipsisType | None = ...,
-    ) -> int:
+        topic_id: int = 0, partition: int = 0, leader_epoch: int = -1, acks: int = 0, flags: int = 0,
+        timeout_ms: int = ATTEMPT_TIMEOUT_MS, over: ClientLane | EllipsisType | None = ...,
+    ) -> int:  # fmt: skip
         """Send a request, by lane when one is open to `target`, else by socket; or `over` the one way that `way` gave,
         which loses it when that lane is gone. Returns its correlation.
 
@@ -114,21 +109,24 @@ class Exchange:
         cannot be sent now is sent by the next pump.
         """
         with self._lock:
-            self.check_usable()
+            if self.is_closed:
+                self.check_usable()
             correlation = next(self._correlations)
-            header = pack_request(
-                api, correlation, target, topic_id=topic_id, partition=partition, leader_epoch=leader_epoch, acks=acks,
-                flags=flags, timeout_ms=timeout_ms,
-            )  # fmt: skip
+            header = pack_request(api, correlation, target, topic_id, partition, leader_epoch, acks, flags, timeout_ms)
             message = (header, *frames)
             lane = self.way(target, *map(len, frames)) if over is ... else over
             if on_reply is not None:
                 deadline_ns = time.monotonic_ns() + timeout_ms * NS_PER_MS
-                self._unanswered.add(correlation, Pending(on_reply, deadline_ns, target, lane))
+                self._unanswered.add(correlation, pending_of((on_reply, deadline_ns, target, lane)))
             if lane is None:
                 self._send_by_socket(message, correlation if on_reply is not None else 0)
             elif self._lanes.get(target) is lane:
-                self._send_by_lane(target, lane, message, correlation if on_reply is not None else 0)
+                try:
+                    if not lane.send(message, correlation if on_reply is not None else 0):
+                        text = "too much waits for the lane"
+                        self._unanswered.lose(correlation, ThrottlingQuotaExceededError.code, text)
+                except BrokerError as error:
+                    self._drop_lane(target, error.message)
             else:
                 self._unanswered.lose(correlation, NotLeaderForPartitionError.code, "the lane is gone")
                 self._wake_pump()
@@ -141,17 +139,12 @@ class Exchange:
         if self._is_asleep and (self._outbox or self._socket.has_input()):
             self._wake_pump()
 
-    def _send_by_lane(self, target: int, lane: ClientLane, message: tuple[Frame, ...], correlation: int) -> None:
-        try:
-            if not lane.send(message, correlation):
-                self._unanswered.lose(correlation, ThrottlingQuotaExceededError.code, "too much waits for the lane")
-        except BrokerError as error:
-            self._drop_lane(target, error.message)
-
     def way(self, target: int, *sizes_bytes: int) -> ClientLane | None:
         """The way that a request with body frames of these sizes would go now: a lane, or None for the socket."""
         lane = self._lanes.get(target)
-        return lane if lane is not None and lane.fits(sizes_bytes) else None
+        if lane is None or (sum(sizes_bytes) > lane.body_bytes_safe and not lane.fits(sizes_bytes)):
+            return None
+        return lane
 
     def _wake_pump(self) -> None:
         if self._is_asleep:
@@ -240,7 +233,10 @@ class Exchange:
         return 0 if self.has_more() else self._deliver()  # who waits for more than answers has it: they may come later
 
     def _has_come(self) -> bool:
-        return has_reply(self._lane_list) or self.has_more()
+        for _, lane in self._lane_list:
+            if lane.readable():
+                return True
+        return self.has_more()
 
     def _sleep(self, timeout_ms: float) -> None:
         """Block until something may have come. No lock is held while it does."""
@@ -248,11 +244,15 @@ class Exchange:
             if self.is_closed or self._unanswered.has_lost:
                 return
             lanes = self._lane_list
-            is_backed_up = bool(self._outbox) or any(lane.is_backed_up for _, lane in lanes)
+            is_backed_up = bool(self._outbox)
             self._is_asleep = True
         ready: list[tuple[int, int]] = []
         try:
-            may_sleep = all(lane.prepare_sleep() for _, lane in lanes) and not self.has_more()
+            may_sleep = True
+            for _, lane in lanes:
+                is_backed_up = is_backed_up or bool(lane.outbox)
+                may_sleep = lane.prepare_sleep() and may_sleep
+            may_sleep = may_sleep and not self.has_more()
             with self._lock:
                 if self._socket.needs_look and self._socket.has_input():
                     may_sleep = False
@@ -264,8 +264,8 @@ class Exchange:
             for _, lane in lanes:
                 lane.awake()
         for fd, _ in ready:
-            if fd == self._doorbell.fileno():
-                self._doorbell.note_ring()
+            if fd == self._bell_file:
+                self._doorbell.has_rung = True
             elif fd == self._socket.fileno():
                 self._socket.needs_look = True
             else:
@@ -294,55 +294,54 @@ class Exchange:
         """A process that was watched is gone. Called by the pump, without the lock."""
 
     def _deliver(self) -> int:
+        """Deliver what has come. Returns how many callbacks were called."""
         self._pumping_thread = threading.get_ident()
         try:
-            return self._deliver_all()
+            now_ns = self.last_pump_ns = time.monotonic_ns()
+            if self._outbox:
+                self._empty_outbox()
+            delivered = 0
+            for target, lane in self._lane_list:
+                try:
+                    if lane.readable():
+                        delivered += self._take_from(lane)
+                    if lane.outbox:
+                        with self._lock:
+                            lane.flush(self._unanswered.wants)
+                except BrokerError as error:
+                    with self._lock:
+                        self._drop_lane(target, error.message)
+            # Who waits for what a lane has brought need not wait for a look at the socket, or at the time, as well.
+            late_ns = now_ns - (EXPIRY_INTERVAL_NS if delivered else 0)
+            if self._socket.needs_look or late_ns >= self._next_look_ns:
+                self._next_look_ns = now_ns + LOOK_INTERVAL_NS
+                delivered += self._take_from_socket()
+            if late_ns >= self._next_expiry_ns:
+                self._next_expiry_ns = now_ns + EXPIRY_INTERVAL_NS
+                self._look_for_losses(now_ns)
+            if self._closing_lanes:
+                with self._lock:
+                    while self._closing_lanes:
+                        self._closing_lanes.pop().close()
+            return delivered + (self._unanswered.settle() if self._unanswered.lost else 0)
         finally:
             self._pumping_thread = 0
 
-    def _deliver_all(self) -> int:
-        now_ns = self.last_pump_ns = time.monotonic_ns()
-        delivered = 0
-        if self._outbox:
-            with self._lock:
-                while self._outbox and not self.is_closed:
-                    correlation, waiting = self._outbox[0]
-                    if self._unanswered.wants(correlation) and not self._socket.send(waiting):
-                        break
-                    self._outbox.popleft()
-        for target, lane in self._lane_list:
-            try:
-                if lane.readable():
-                    delivered += self._take_from(lane)
-                if lane.is_backed_up:
-                    with self._lock:
-                        lane.flush(self._unanswered.wants)
-            except BrokerError as error:
-                with self._lock:
-                    self._drop_lane(target, error.message)
-        # Who waits for what a lane has brought need not wait for a look at the socket, or at the time, as well.
-        late_ns = now_ns - (EXPIRY_INTERVAL_NS if delivered else 0)
-        if self._socket.needs_look or late_ns >= self._next_look_ns:
-            self._next_look_ns = now_ns + LOOK_INTERVAL_NS
-            delivered += self._take_from_socket()
-        if late_ns >= self._next_expiry_ns:
-            self._next_expiry_ns = now_ns + EXPIRY_INTERVAL_NS
-            with self._lock:
-                late = "the broker did not answer in time"
-                self._unanswered.lose_where(lambda p: p.deadline_ns <= now_ns, RequestTimedOutError.code, late)
-                # Deaths are seen also while the answers of others leave no time to sleep.
-                ended = self._watch.ended()
-            for number in ended:
-                self._process_died(number)
-        return delivered + self._settle()
+    def _empty_outbox(self) -> None:
+        with self._lock:
+            while self._outbox and not self.is_closed:
+                correlation, waiting = self._outbox[0]
+                if self._unanswered.wants(correlation) and not self._socket.send(waiting):
+                    break
+                self._outbox.popleft()
 
-    def _settle(self) -> int:
-        """Tell who waits for what is lost, and unmap lanes that nobody reads any more."""
-        if self._closing_lanes:
-            with self._lock:
-                while self._closing_lanes:
-                    self._closing_lanes.pop().close()
-        return self._unanswered.settle()
+    def _look_for_losses(self, now_ns: int) -> None:
+        with self._lock:
+            self._unanswered.lose_late(now_ns)
+            # Deaths are seen also while the answers of others leave no time to sleep.
+            ended = self._watch.ended()
+        for number in ended:
+            self._process_died(number)
 
     def _take_from_socket(self) -> int:
         taken = 0
@@ -355,7 +354,7 @@ class Exchange:
 
     def _take_from(self, lane: ClientLane) -> int:
         taken = 0
-        while (message := lane.receive()) is not None:
+        while lane.readable() and (message := lane.receive()) is not None:
             taken += self._take(message)
         if taken:
             self._spin.note_work()
@@ -363,14 +362,14 @@ class Exchange:
 
     def _take(self, message: Sequence[Any]) -> int:
         try:
-            header = unpack_header(message[0])
+            error, correlation = unpack_reply(message[0])
         except BrokerError:
             return 0
         with self._lock:
-            pending = self._unanswered.take(header.correlation, None)
+            pending = self._unanswered.take(correlation, None)
         if pending is None:
             return 0
-        pending.on_reply(header.error, list(message[1:]))
+        pending.on_reply(error, list(message[1:]))
         return 1
 
     def close(self) -> None:

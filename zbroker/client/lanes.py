@@ -21,6 +21,7 @@ from zbroker.wire.messages import LaneOffer
 
 Frame = bytes | bytearray | memoryview
 OUTBOX_MESSAGES_MAX: Final = 10_000
+FRAMES_OVERHEAD_BYTES: Final = 512  # above a request's header and what a ring adds to its frames
 
 
 class ClientLane:
@@ -40,11 +41,19 @@ class ClientLane:
         self._lane = lane
         self._bell = Bell(self._bell_fd, lane.number, self._board.words, layout.H_SLEEP_SEQ)
         self._sleeper = Sleeper(lane.words, layout.L_CLIENT_SLEEP_SEQ)
-        self._outbox: deque[tuple[int, tuple[Frame, ...]]] = deque()
+        self.outbox: deque[tuple[int, tuple[Frame, ...]]] = deque()
+        """Requests that wait for room."""
         self.worker_incarnation = lane.worker_incarnation
         self.request_bytes_max = lane.requests.message_bytes_max
+        self.body_bytes_safe = self.request_bytes_max - FRAMES_OVERHEAD_BYTES
+        """Body frames of so many bytes fit, however many they are; for more, ask `fits`."""
+        self._write = lane.requests.try_write
         self.readable = lane.replies.readable
         self.receive = lane.replies.take
+        self.rouse = self._bell.ring_if_asleep
+        """Wake the worker if it sleeps: a request comes at once. See "ringing ahead" in `doorbell`."""
+        self.awake = self._sleeper.awake
+        """Say that this client runs."""
 
     def fits(self, body_sizes_bytes: Sequence[int]) -> bool:
         """Whether a request with body frames of these sizes can ever go through this lane."""
@@ -55,25 +64,21 @@ class ClientLane:
 
         False when too many wait already: it is not sent then.
         """
-        if self._outbox or not self._lane.requests.try_write(frames):
-            if len(self._outbox) >= OUTBOX_MESSAGES_MAX:
+        if self.outbox or not self._write(frames):
+            if len(self.outbox) >= OUTBOX_MESSAGES_MAX:
                 return False
-            self._outbox.append((correlation, frames))
+            self.outbox.append((correlation, frames))
         self._bell.ring_if_asleep()
         return True
 
-    def rouse(self) -> None:
-        """Wake the worker if it sleeps: a request comes at once. See "ringing ahead" in `doorbell`."""
-        self._bell.ring_if_asleep()
-
     def flush(self, is_wanted: Callable[[int], bool]) -> None:
         """Send what waits for room, but for requests that were given up meanwhile."""
-        outbox = self._outbox
+        outbox = self.outbox
         wrote = False
         while outbox:
             correlation, frames = outbox[0]
             if is_wanted(correlation):
-                if not self._lane.requests.try_write(frames):
+                if not self._write(frames):
                     break
                 wrote = True
             outbox.popleft()
@@ -83,7 +88,7 @@ class ClientLane:
     @property
     def is_backed_up(self) -> bool:
         """Whether requests wait for room."""
-        return bool(self._outbox)
+        return bool(self.outbox)
 
     @property
     def is_closed_by_worker(self) -> bool:
@@ -95,22 +100,8 @@ class ClientLane:
         self._sleeper.prepare()
         return not self.readable()
 
-    def awake(self) -> None:
-        """Say that this client runs."""
-        self._sleeper.awake()
-
     def close(self) -> None:
         """Give the lane back."""
         self._lane.close()
         os.close(self._bell_fd)
         self._board.close()
-
-
-def has_reply(lanes: Sequence[tuple[int, ClientLane]]) -> bool:
-    """Whether one of these lanes, each with its worker's number, has a reply."""
-    for _, lane in lanes:
-        if lane.readable():
-            break
-    else:
-        return False
-    return True

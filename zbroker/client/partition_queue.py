@@ -34,6 +34,7 @@ from zbroker.record.columns import encode_columns
 from zbroker.wire.layout import PRODUCED
 
 # Close together while an election takes as long as it should; the last again and again, up to retry_backoff_ms.
+_CLOSED, _SENT, _DONE = State.CLOSED, State.SENT, State.DONE  # looking a member up takes longer than comparing it
 RETRY_AFTER_MS = (1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 10, 10, 10, 20, 50, 100)
 
 
@@ -72,6 +73,9 @@ class Sending(Protocol):
     def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
         """Send what the batch waits for, and pump until it is done."""
 
+    def hurry(self) -> None:
+        """Somebody wants to be told at once when a batch is done."""
+
     def count_done(self, batch: Batch) -> None:
         """The batch's memory is free."""
 
@@ -86,8 +90,8 @@ class PartitionQueue:
     """See the module."""
 
     __slots__ = (
-        "_retries", "closed_count", "closed_ns", "failed", "in_flight", "lane", "lock", "needs_leader", "open",
-        "partition", "producer", "retry_ns", "route", "sequences", "topic", "waiting",
+        "_retries", "closed_count", "closed_ns", "failed", "in_flight", "is_awaited", "lane", "lock", "needs_leader",
+        "open", "partition", "place", "producer", "retry_ns", "route", "sequences", "topic", "waiting",
     )  # fmt: skip
 
     def __init__(self, producer: Sending, topic: str, partition: int) -> None:
@@ -95,6 +99,7 @@ class PartitionQueue:
         self.lock = producer.lock
         self.topic = topic
         self.partition = partition
+        self.place = (topic, partition)
         self.open: Batch | None = None
         self.waiting: deque[Batch] = deque()
         self.in_flight: deque[Batch] = deque()
@@ -104,6 +109,8 @@ class PartitionQueue:
         self._retries = 0
         self.closed_count = 0
         self.closed_ns = 0  # when the last one was
+        self.is_awaited = False
+        """Whether the last one was a record alone, for which somebody waited: the next one is like it, as a rule."""
         self.sequences = Sequences() if producer.is_idempotent else None
         self.route: object = None
         self.lane: ClientLane | None = None
@@ -114,11 +121,6 @@ class PartitionQueue:
         """Whether nothing is unacknowledged."""
         return not (self.open or self.waiting or self.in_flight or self.failed)
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether a batch that is closed now is sent at once, with nothing before it."""
-        return not (self.waiting or self.in_flight or self.failed or self.needs_leader)
-
     def is_done_until(self, number: int) -> bool:
         """Whether every batch up to the one that was closed as `number` is done. The lock is held."""
         return all(batch.number > number for batch in (*self.in_flight, *self.failed, *self.waiting))
@@ -126,10 +128,6 @@ class PartitionQueue:
     def is_sent_until(self, number: int) -> bool:
         """Whether every batch up to that one was sent, or is done. The lock is held."""
         return all(batch.number > number for batch in (*self.failed, *self.waiting))
-
-    def wait_done(self, batch: Batch, timeout_ms: float) -> bool:
-        """Have the batch sent, and wait until it is done."""
-        return self.producer.wait_done(batch, timeout_ms)
 
     def next_stamp(self) -> Stamp:
         """What the next batch of this queue should be encoded with. A wrong guess costs a second CRC, no more: it may
@@ -176,7 +174,7 @@ class PartitionQueue:
 
     def add_closed(self, batch: Batch) -> None:
         """Put an encoded batch behind the others and send what may be sent. The lock is held."""
-        batch.state = State.CLOSED
+        batch.state = _CLOSED
         self.closed_count += 1
         self.closed_ns = self.producer.now_ns()
         batch.number = self.closed_count
@@ -187,7 +185,9 @@ class PartitionQueue:
     def drain(self) -> None:
         """Send waiting batches while there is room on the way. The lock is held."""
         producer = self.producer
-        while self.waiting and not self.failed and not self.needs_leader and self._has_room_on_the_way():
+        while self.waiting and not self.failed and not self.needs_leader:
+            if self.in_flight and not self._has_room_on_the_way():
+                return
             batch = self.waiting[0]
             if batch.name_id:
                 write_stamp(batch, Stamp(batch.name_id, 0, 0))
@@ -203,15 +203,13 @@ class PartitionQueue:
             self.waiting.popleft()
             batch.attempts += 1
             if producer.acks:
-                batch.state = State.SENT
+                batch.state = _SENT
                 self.in_flight.append(batch)
             else:
                 producer.defer(self._finish(batch, None))
 
     def _has_room_on_the_way(self) -> bool:
         """Whether the first waiting batch may be sent behind those in flight."""
-        if not self.in_flight:
-            return True
         if self.sequences is not None and self.sequences.is_new:
             return False
         if self.waiting[0].name_id or self.in_flight[0].name_id:
@@ -221,10 +219,9 @@ class PartitionQueue:
 
     def answered(self, batch: Batch, number: int, body: list[Any]) -> list[Callable[[], None]]:
         """The broker's answer to a batch. Returns the calls to make without the lock. The lock is held."""
-        if batch.state is not State.SENT:
+        if batch.state is not _SENT:
             return []
         self.in_flight.remove(batch)
-        calls: list[Callable[[], None]] = []
         if number == 0:
             self._retries = 0
             batch.base_offset, append_time_ms, _ = PRODUCED.unpack_from(body[0]) if body else (-1, -1, 0)
@@ -233,15 +230,16 @@ class PartitionQueue:
                 batch.has_times = False
             if self.sequences is not None:
                 self.sequences.was_acknowledged(batch)
-            calls += self._finish(batch, None)
+            calls = self._finish(batch, None)
         else:
-            calls += self._refused(batch, number, bytes(body[0]).decode("utf-8", "replace") if body else "")
+            calls = self._refused(batch, number, bytes(body[0]).decode("utf-8", "replace") if body else "")
         if not self.in_flight:
             if self.failed:
                 self._put_back()
             if self.sequences is not None:
                 self.sequences.settle(self.waiting)
-        self.drain()
+        if self.waiting:
+            self.drain()
         return calls
 
     def _refused(self, batch: Batch, number: int, text: str) -> list[Callable[[], None]]:
@@ -253,7 +251,7 @@ class PartitionQueue:
                 return self._finish(batch, fenced) + self.producer.fence(fenced)
         may_repeat = error.retriable and batch.attempts <= self.producer.retries
         if may_repeat and self.producer.now_ns() < batch.deadline_ns:
-            batch.state = State.CLOSED
+            batch.state = _CLOSED
             self.failed.append(batch)
             return []
         return self._give_up(batch, error)
@@ -312,7 +310,7 @@ class PartitionQueue:
     def _finish(self, batch: Batch, error: BrokerError | None) -> list[Callable[[], None]]:
         batch.error = error
         batch.encoded = None
-        batch.state = State.DONE
+        batch.state = _DONE
         self.producer.count_done(batch)
         callbacks, batch.callbacks = batch.callbacks, None
         return [lambda call=call: call(batch) for call in callbacks] if callbacks else []  # type: ignore[misc]

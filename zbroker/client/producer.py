@@ -98,7 +98,10 @@ class Producer(Generic[K, V]):
         ):
             if key is None:
                 batch = sender.sticky.open
-                if batch is not None and batch.is_plain:
+                if batch is None:
+                    size = RECORD_OVERHEAD_BYTES + len(value)
+                    return SendFuture(*self._accumulator.add(sender, None, value, None, (), None, size))
+                if batch.is_plain:
                     if batch.owner != get_ident():
                         return self._accumulator.add_plain(sender, value, None)
                     values = batch.values
@@ -111,7 +114,10 @@ class Producer(Generic[K, V]):
                             return SendFuture(batch, index)
             elif key.__class__ is bytes:
                 batch = sender.queues[sender.hash_of(key) % sender.count].open
-                if batch is not None and batch.is_keyed:
+                if batch is None:
+                    size = RECORD_OVERHEAD_BYTES + len(value) + len(key)
+                    return SendFuture(*self._accumulator.add(sender, None, value, key, (), None, size))
+                if batch.is_keyed:
                     if batch.owner != get_ident():
                         return self._accumulator.add_plain(sender, value, key)
                     values = batch.values

@@ -16,7 +16,8 @@ The caller holds the producer's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Final, NamedTuple
 
 from zbroker.client.batches import Batch
@@ -64,6 +65,8 @@ class Stamp(NamedTuple):
     base_sequence: int
 
 
+# Not `Stamp(...)`, which is a call in Python.
+_make_stamp: Callable[[tuple[int, int, int]], Stamp] = partial(tuple.__new__, Stamp)
 NO_STAMP: Final = Stamp(-1, -1, -1)
 
 
@@ -103,7 +106,7 @@ class Sequences:
         if self.identity is None:
             return NO_STAMP
         if last_waiting is None:
-            return Stamp(self.identity.producer_id, self.identity.producer_epoch, self._next)
+            return _make_stamp((self.identity[0], self.identity[1], self._next))
         found = last_waiting.stamp
         if found[2] < 0 or last_waiting.name_id:
             return NO_STAMP
@@ -112,11 +115,13 @@ class Sequences:
     def stamp(self, batch: Batch) -> bool:
         """Give a batch that is about to be sent its number, if it has none. False: there is no identity yet."""
         if batch.sequence < 0:
-            if self.identity is None:
+            identity = self.identity
+            if identity is None:
                 return False
-            batch.sequence = self._next
-            self._next = after(self._next, batch.count)
-            write_stamp(batch, Stamp(self.identity.producer_id, self.identity.producer_epoch, batch.sequence))
+            sequence = batch.sequence = self._next
+            self._next = (sequence + batch.count) & SEQUENCE_MAX
+            if batch.stamp != (identity[0], identity[1], sequence):
+                write_stamp(batch, _make_stamp((identity[0], identity[1], sequence)))
         return True
 
     def was_acknowledged(self, batch: Batch) -> None:
@@ -125,7 +130,7 @@ class Sequences:
             return
         if batch.number > self._newest:  # an older one is acknowledged late when its first answer was lost
             self._newest = batch.number
-            self._acknowledged = after(batch.sequence, batch.count)
+            self._acknowledged = (batch.sequence + batch.count) & SEQUENCE_MAX
         self.is_new = False
 
     def was_refused(self, batch: Batch, error_number: int) -> None:
@@ -145,8 +150,10 @@ class Sequences:
         else:
             self._has_gap = True
 
-    def settle(self, waiting: Iterable[Batch]) -> None:
+    def settle(self, waiting: Collection[Batch]) -> None:
         """Nothing is on its way: number anew what must be, before it is sent again. `waiting`: all that is left."""
+        if not waiting and not self._has_gap:
+            return
         left = [batch for batch in waiting if batch.sequence >= 0]
         # What is acknowledged behind a batch shows that the batch is there: there are no holes.
         is_clear = self._doubtful <= self._newest and not any(batch.is_doubtful for batch in left)

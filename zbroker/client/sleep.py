@@ -102,7 +102,8 @@ class Sleep:
             return has_news
         watched = watched_locally(partitions)
         if watched:
-            has_more = partial(_has_more, [(one.source.has_more, one.awaited) for one in watched if one.source])
+            looks = [(one.source.has_more, one.awaited) for one in watched if one.source]
+            has_more = partial(looks[0][0], looks[0][1]) if len(looks) == 1 else partial(_has_more, looks)
             if self._spin_for(has_more):
                 self._connection.try_pump()  # Answers must not wait for a moment when there are no records.
                 return True

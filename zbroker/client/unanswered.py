@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
+
+from zbroker.errors import RequestTimedOutError
 
 OnReply = Callable[[int, list[Any]], None]
 
@@ -22,12 +25,19 @@ class Pending(NamedTuple):
     way: object
 
 
+# Not `Pending(...)`, which is a call in Python: one is made for each request.
+pending_of: Callable[[tuple[OnReply, int, int, object]], Pending] = partial(tuple.__new__, Pending)
+
+
 class Unanswered:
     """See the module."""
 
     def __init__(self) -> None:
         self._pending: dict[int, Pending] = {}
-        self._lost: deque[tuple[OnReply, int, bytes]] = deque()
+        self.lost: deque[tuple[OnReply, int, bytes]] = deque()
+        """What `settle` has to say."""
+        self.add = self._pending.__setitem__
+        """`add(correlation, pending)`: a request was sent."""
         self.take = self._pending.pop
         """`take(correlation, None)`: the request that a reply belongs to, which is answered with it."""
 
@@ -41,28 +51,29 @@ class Unanswered:
     @property
     def has_lost(self) -> bool:
         """Whether `settle` has callbacks to call."""
-        return bool(self._lost)
-
-    def add(self, correlation: int, pending: Pending) -> None:
-        """A request was sent."""
-        self._pending[correlation] = pending
+        return bool(self.lost)
 
     def lose(self, correlation: int, error: int, text: str) -> None:
         """A request will not be answered: `settle` says so."""
         pending = self._pending.pop(correlation, None)
         if pending is not None:
-            self._lost.append((pending.on_reply, error, text.encode()))
+            self.lost.append((pending.on_reply, error, text.encode()))
 
     def lose_where(self, is_lost: Callable[[Pending], bool], error: int, text: str) -> None:
         """All such requests will not be answered."""
         for correlation in [number for number, pending in self._pending.items() if is_lost(pending)]:
             self.lose(correlation, error, text)
 
+    def lose_late(self, now_ns: int) -> None:
+        """Those whose time is over will not be answered."""
+        late = "the broker did not answer in time"
+        self.lose_where(lambda pending: pending.deadline_ns <= now_ns, RequestTimedOutError.code, late)
+
     def settle(self) -> int:
         """Call the callbacks of lost requests. Returns how many."""
         settled = 0
-        while self._lost:
-            call, error, text = self._lost.popleft()
+        while self.lost:
+            call, error, text = self.lost.popleft()
             call(error, [text])
             settled += 1
         return settled
@@ -70,4 +81,4 @@ class Unanswered:
     def clear(self) -> None:
         """Give all of them up: no callback is called."""
         self._pending.clear()
-        self._lost.clear()
+        self.lost.clear()

@@ -125,6 +125,7 @@ class Header(NamedTuple):
 
 
 _unpack = HEADER.unpack_from
+_unpack_begin = struct.Struct("<2sBBHhQ").unpack_from
 _pack = HEADER.pack
 _make = Header._make
 
@@ -133,7 +134,6 @@ def pack_request(
     api: int,
     correlation: int,
     target: int,
-    *,
     topic_id: int = 0,
     partition: int = 0,
     leader_epoch: int = -1,
@@ -154,6 +154,16 @@ def pack_reply(header: Header, error: int = 0) -> bytes:
         MAGIC, VERSION, REPLY, header.api, error, header.correlation, header.target, header.topic_id, header.partition,
         header.leader_epoch, header.acks, 0, 0, 0,
     )  # fmt: skip
+
+
+def unpack_reply(frame: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """(error, correlation) of the header of a reply; raises as `unpack_header`, which looks at what is not as usual."""
+    if len(frame) >= HEADER_BYTES:
+        magic, version, kind, _, error, correlation = _unpack_begin(frame)
+        if magic == MAGIC and version == VERSION and kind == REPLY:
+            return error, correlation
+    header = unpack_header(frame)
+    return header.error, header.correlation
 
 
 def pack_version_refusal(header: bytes | memoryview, error: int) -> bytes | None:
