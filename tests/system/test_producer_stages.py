@@ -74,10 +74,19 @@ def test_a_record_that_comes_after_a_pause_is_sent_by_the_sending_thread(way: di
         time.sleep(2 * PAUSE_NS / 1e9)
         producer.send(topic, b"after a pause", partition=0)
         wait_until(lambda: consumer.end_offsets([place])[place] == 2)
-        producer.send(topic, b"while that one is on its way", partition=0)
-        assert producer.metrics()["records_unanswered"] == 2, "it waits for the others that may come"
+        producer.send(topic, b"while that one is not answered", partition=0)
+        assert producer.metrics()["records_unanswered"] == 2, "nobody has received"
         assert producer.flush(timeout_ms=20_000) == 0
     assert [batch.record_count for batch in batches_of(way, topic, 3)] == [1, 1, 1]
+
+
+def test_a_record_like_one_that_was_waited_for_is_sent_by_the_sending_thread(way: dict[str, Any], topic: str) -> None:
+    with Producer(way) as producer:
+        for _ in range(3):
+            producer.send(topic, b"waited for", partition=0).result(20)
+        assert producer.send(topic, b"at once", partition=0)._batch.count == 1
+        futures = [producer.send(topic, b"%d" % number, partition=1) for number in range(50)]
+        assert [future.result(20).offset for future in futures] == list(range(50))
 
 
 def test_with_a_linger_a_record_waits_whenever_it_comes(way: dict[str, Any], topic: str) -> None:

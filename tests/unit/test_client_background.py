@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from tests.conditions import wait_until
 from zbroker.client.background import STAND_BACK_NS, Background
@@ -41,6 +41,7 @@ class Connection:
 
     def __init__(self, *, others: bool) -> None:
         self.pumped_ns: list[int] = []
+        self.waits_ms: list[float] = []
         self.asked = 0
         self._others = others
 
@@ -51,6 +52,7 @@ class Connection:
 
     def pump(self, timeout_ms: float) -> int:
         self.pumped_ns.append(time.monotonic_ns())
+        self.waits_ms.append(timeout_ms)
         time.sleep(0.0001)
         return 1
 
@@ -85,4 +87,44 @@ def test_while_a_thread_that_sends_looks_for_answers_this_one_does_not() -> None
     assert not connection.pumped_ns
     work.is_tended = False
     wait_until(lambda: len(connection.pumped_ns) >= 2)
+    thread.close()
+
+
+class Calm(Work):
+    """Something is unacknowledged while `left` says so."""
+
+    left = 0
+
+    def has_work(self) -> bool:
+        return self.left > 0
+
+
+def test_work_without_haste_is_looked_after_by_a_thread_that_nobody_wakes() -> None:
+    work, connection = Calm(), Connection(others=False)
+    thread = Background(work, cast(Any, connection), linger_ms=0)
+    work.left = 1
+    thread.doze()  # it sleeps, and has to be woken once
+    wait_until(lambda: bool(connection.pumped_ns))
+    work.left = 0
+    wait_until(lambda: thread.is_idle and not thread.is_asleep)
+    connection.waits_ms.clear()
+    work.left = 1
+    thread.doze()
+    wait_until(lambda: len(connection.waits_ms) >= 2)
+    work.left = 0
+    wait_until(lambda: thread.is_asleep)
+    thread.close()
+    assert connection.waits_ms[0] == 0  # it looked, and did not stay to wait
+
+
+def test_haste_ends_a_doze() -> None:
+    work, connection = Calm(), Connection(others=False)
+    thread = Background(work, cast(Any, connection), linger_ms=0)
+    work.left = 1
+    thread.doze()
+    wait_until(lambda: bool(connection.pumped_ns))
+    thread.wake()
+    wait_until(lambda: any(connection.waits_ms))
+    work.left = 0
+    wait_until(lambda: thread.is_asleep)
     thread.close()

@@ -32,6 +32,29 @@ def bytes_of(kind: str) -> bytearray:
     return batch
 
 
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100])
+@pytest.mark.parametrize("has_append_time", [False, True])
+def test_a_value_alone_is_the_record_that_rows_make_of_it(length: int, has_append_time: bool) -> None:
+    value = b"v" * length
+    found = []
+    for batch in encode_columns([value], timestamp_ms=NOW_MS), encode_rows([(NOW_MS, None, value, ())]):
+        if has_append_time:
+            stamp_append_time(batch, NOW_MS + 5)
+        stamp(batch, 1000, 4)
+        found.append(RecordBatch("orders", 2, memoryview(batch), value_deserializer=bytes.decode).records())
+    assert found[0] == found[1]
+    assert [(one.offset, one.value, one.timestamp) for one in found[0]] == [
+        (1000, value.decode(), NOW_MS + 5 * has_append_time)
+    ]
+
+
+def test_a_value_alone_that_lies_about_its_end_is_damage() -> None:
+    batch = encode_columns([b"value"], timestamp_ms=NOW_MS)
+    batch[64] = 77
+    with pytest.raises(CorruptRecordError):
+        RecordBatch("orders", 2, memoryview(batch), check_crc=False).records()
+
+
 @pytest.mark.parametrize("kind", ["rows", "columns"])
 def test_both_layouts_show_the_same_batch(kind: str) -> None:
     batch = RecordBatch("orders", 2, memoryview(bytes_of(kind)))

@@ -121,7 +121,7 @@ class LocalPartition:
             return False
         if high_watermark < offset:
             return not self._is_awaited(offset)
-        return not self.held_back(offset)
+        return not (self._is_durable_only and self.held_back(offset))
 
     def held_back(self, offset: int) -> int:
         """The high watermark, when there are records at `offset` and they are not to be read before they are synced."""
