@@ -37,41 +37,46 @@ class State(Enum):
 _DONE: Final = State.DONE  # looking a member up takes longer than comparing it
 
 
-class Batch(msgspec.Struct, eq=False):
-    """Records of one partition that go together. A struct, because one is made for each record that is sent alone."""
+class Batch:
+    """Records of one partition that go together."""
 
-    queue: PartitionQueue
-    created_ns: int
-    deadline_ns: int = 0
-    values: list[bytes | None] = []
-    keys: list[bytes | None] = []
-    headers: list[tuple[Header, ...]] = []
-    timestamps_ms: list[int] = []
-    has_keys: bool = False
-    has_headers: bool = False
-    has_times: bool = False
-    has_extras: bool = False
-    is_open: bool = True
-    owner: int = 0  # the thread that appends to it without the lock, if there is one: see producer.py
-    is_plain: bool = True  # values alone
-    is_keyed: bool = False  # values and keys alone
-    room: int = 0  # bytes until it is full, while it is open
-    size_bytes: int = 0  # from when it is closed
-    count: int = 0
-    number: int = 0  # in the order of closing
-    attempts: int = 0
-    state: State = State.OPEN
-    timestamp_ms: int = 0
-    encoded: bytearray | None = None
-    stamp: tuple[int, int, int] = (-1, -1, -1)  # producer id, epoch and base sequence, as `encoded` has them
-    sequence: int = -1  # from when it is sent: see sequences.py
-    is_doubtful: bool = False  # sent, and perhaps in the log, for all that was answered
-    refused_with: int = 0
-    name_id: int = 0  # the application's name of it, which then takes the place of a number: see terms.py
-    options: bytes | None = None  # the second frame of its request
-    base_offset: int = -1
-    error: BrokerError | None = None
-    callbacks: list[Callable[[Batch], None]] | None = None
+    __slots__ = (
+        "attempts", "base_offset", "callbacks", "count", "created_ns", "deadline_ns", "encoded", "error", "has_extras",
+        "has_headers", "has_keys", "has_times", "headers", "is_doubtful", "is_keyed", "is_open", "is_plain", "keys",
+        "name_id", "number", "options", "owner", "queue", "refused_with", "room", "sequence", "size_bytes", "stamp",
+        "state", "timestamp_ms", "timestamps_ms", "values",
+    )  # fmt: skip
+
+    def __init__(self, queue: PartitionQueue, now_ns: int, deadline_ns: int = 0) -> None:
+        self.queue = queue
+        self.values: list[bytes | None] = []
+        self.keys: list[bytes | None] = []
+        self.headers: list[tuple[Header, ...]] = []
+        self.timestamps_ms: list[int] = []
+        self.has_keys = self.has_headers = self.has_times = self.has_extras = False
+        self.is_open = True
+        self.owner = 0  # the thread that appends to it without the lock, if there is one: see producer.py
+        self.is_plain = True  # values alone
+        self.is_keyed = False  # values and keys alone
+        self.room = 0  # bytes until it is full, while it is open
+        self.size_bytes = 0  # from when it is closed
+        self.count = 0
+        self.number = 0  # in the order of closing
+        self.attempts = 0
+        self.state = State.OPEN
+        self.created_ns = now_ns
+        self.deadline_ns = deadline_ns
+        self.timestamp_ms = 0
+        self.encoded: bytearray | None = None
+        self.stamp = (-1, -1, -1)  # producer id, epoch and base sequence, as `encoded` has them
+        self.sequence = -1  # from when it is sent: see sequences.py
+        self.is_doubtful = False  # sent, and perhaps in the log, for all that was answered
+        self.refused_with = 0
+        self.name_id = 0  # the application's name of it, which then takes the place of a number: see terms.py
+        self.options: bytes | None = None  # the second frame of its request
+        self.base_offset = -1
+        self.error: BrokerError | None = None
+        self.callbacks: list[Callable[[Batch], None]] | None = None
 
     def seal(self) -> tuple[list[bytes | None], list[bytes | None] | None]:
         """Take no more records, and count those that are in it. Gives their values and keys. The lock is held."""
