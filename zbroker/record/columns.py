@@ -21,7 +21,6 @@ from zbroker.errors import CorruptRecordError, InvalidRecordError, MessageSizeTo
 from zbroker.record.batch import write_crc
 from zbroker.record.blobs import EVEN_BYTES_MAX, EVEN_COUNT_MAX, cut, decode_headers, even_ends, with_nulls
 from zbroker.record.compression import DECOMPRESSED_BYTES_MAX, NONE, codec_number, compress, decompress
-from zbroker.record.crc import crc32c
 from zbroker.record.layout import (
     BATCH_BYTES_MAX,
     COLUMN_BODY,
@@ -43,23 +42,16 @@ from zbroker.record.layout import (
     NO_EPOCH,
     NO_PRODUCER,
     NULL_LENGTH,
-    POSITION_ATTRIBUTES,
     RECORD_HEADER,
     BatchHeader,
     padding,
 )
+from zbroker.record.one_value import encode_value
 from zbroker.record.records import Header
 
-NOT_PLAIN: Final = COMPRESSION_MASK | COMPACTED
+_NOT_PLAIN: Final = COMPRESSION_MASK | COMPACTED
 _DELTAS: Final = 256  # behind the flags of the file: the header's attribute says it
 _PADS: Final = tuple(bytes(n) for n in range(8))
-_NOT_COVERED = struct.Struct(">qiibI")  # the header up to its CRC, and what the CRC covers of it
-_COVERED = struct.Struct(">hiqqqhii")
-ONE_VALUE = struct.Struct("<BHII")  # COLUMN_HEAD, the end of the only value, zeros to a multiple of 8
-ONE_VALUE_BYTES: Final = HEADER_BYTES + ONE_VALUE.size
-assert _NOT_COVERED.size == POSITION_ATTRIBUTES
-assert _NOT_COVERED.size + _COVERED.size == HEADER_BYTES
-assert ONE_VALUE_BYTES == COLUMN_BODY + 8
 _BYTES_WANTED: Final = "serialize first: value_serializer, key_serializer; for text, str.encode"
 Blob = bytes | None
 
@@ -89,7 +81,7 @@ def encode_columns(
     assert count > 0, "a batch has at least one record"
     value = values[0] if count == 1 and compression == "none" else None
     if isinstance(value, bytes) and keys is None and headers is None and timestamps_ms is None and deltas is None:
-        return _encode_value(value, timestamp_ms, producer_id, producer_epoch, base_sequence)
+        return encode_value(value, timestamp_ms, producer_id, producer_epoch, base_sequence)
     if timestamps_ms is not None:
         assert len(timestamps_ms) == count
         timestamp_ms, max_timestamp, min_timestamp = timestamps_ms[0], max(timestamps_ms), min(timestamps_ms)
@@ -119,19 +111,6 @@ def encode_columns(
     batch = _join(parts, size_bytes)
     write_crc(batch)
     return batch
-
-
-def _encode_value(value: bytes, timestamp_ms: int, producer_id: int, producer_epoch: int, sequence: int) -> bytearray:
-    """The batch of one value and nothing else: what is sent alone is waited for, and laid out here at one go."""
-    length = len(value)
-    size_bytes = ONE_VALUE_BYTES + length + padding(length)
-    if size_bytes > BATCH_BYTES_MAX:
-        raise MessageSizeTooLargeError(f"a batch of {size_bytes} bytes cannot be written down")
-    covered = _COVERED.pack(0, 0, timestamp_ms, timestamp_ms, producer_id, producer_epoch, sequence, 1)
-    covered += ONE_VALUE.pack(0, 0, length, 0) + value + _PADS[padding(length)]
-    return bytearray(
-        _NOT_COVERED.pack(0, size_bytes - LOG_OVERHEAD, NO_EPOCH, MAGIC_COLUMNS, crc32c(covered)) + covered
-    )
 
 
 def _lay_out(
@@ -375,7 +354,7 @@ def plain_values(batch: memoryview, header: BatchHeader) -> tuple[memoryview, me
     Most batches are such, and a reader of whole batches pays for little else than their CRC: 0.6 us, where `Columns`
     take 1.5 us.
     """
-    if header.attributes & NOT_PLAIN or len(batch) < COLUMN_BODY or batch[61] or batch[62] or batch[63]:
+    if header.attributes & _NOT_PLAIN or len(batch) < COLUMN_BODY or batch[61] or batch[62] or batch[63]:
         return None
     ends_bytes = 4 * header.record_count
     start = COLUMN_BODY + (ends_bytes + 7 & -8)

@@ -16,12 +16,11 @@ from zbroker.errors import CorruptRecordError
 from zbroker.ids import TopicPartition
 from zbroker.record.batch import read_header
 from zbroker.record.blobs import check_ascending, cut
-from zbroker.record.columns import NOT_PLAIN, ONE_VALUE, ONE_VALUE_BYTES, Columns, plain_values
+from zbroker.record.columns import Columns, plain_values
 from zbroker.record.compression import CODEC_NAMES
 from zbroker.record.crc import crc32c
 from zbroker.record.layout import (
     COMPACTED,
-    HEADER_BYTES,
     LOG_APPEND_TIME,
     LOG_OVERHEAD,
     MAGIC_COLUMNS,
@@ -29,6 +28,7 @@ from zbroker.record.layout import (
     POSITION_ATTRIBUTES,
     BatchHeader,
 )
+from zbroker.record.one_value import only_value
 from zbroker.record.records import APPEND_TIME, CREATE_TIME, ConsumerRecord, Header
 from zbroker.record.rows import Row, decode_rows
 
@@ -254,21 +254,11 @@ class RecordBatch(Sequence[ConsumerRecord[Any, Any]]):
             self._rows = decode_rows(self._batch, self.header)
         return self._rows
 
-    def _only_value(self) -> bytes | None:
-        """The value of a batch that has one record, and of it no more than a value; None: it is another batch."""
-        batch, header = self._batch, self.header
-        if header.magic != MAGIC_COLUMNS or header.attributes & NOT_PLAIN or len(batch) < ONE_VALUE_BYTES:
-            return None
-        flags, zero, end, _ = ONE_VALUE.unpack_from(batch, HEADER_BYTES)
-        if flags or zero or ONE_VALUE_BYTES + (end + 7 & -8) != len(batch):
-            return None
-        return bytes(batch[ONE_VALUE_BYTES : ONE_VALUE_BYTES + end])
-
     def _make_records(self) -> list[ConsumerRecord[Any, Any]]:
         header = self.header
         if not header.record_count:
             return []
-        if header.record_count == 1 and (value := self._only_value()) is not None:
+        if header.record_count == 1 and (value := only_value(self._batch, header)) is not None:
             if self._value_deserializer is not None:
                 value = self._value_deserializer(value)
             kind = APPEND_TIME if header.attributes & LOG_APPEND_TIME else CREATE_TIME
