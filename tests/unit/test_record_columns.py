@@ -41,9 +41,13 @@ def test_values_come_back_and_the_size_is_a_multiple_of_eight(count: int) -> Non
 @pytest.mark.parametrize("length", [*range(18), 100, 70_000])
 def test_one_value_alone_is_laid_out_as_any_other_batch(length: int) -> None:
     value = bytes(range(256)) * (length // 256 + 1)
-    producer = {"producer_id": 7, "producer_epoch": 3, "base_sequence": 2**31 - 1}
-    alone = encode_columns([value[:length]], timestamp_ms=NOW_MS, **producer)
-    assert alone == encode_columns([value[:length]], [None], timestamp_ms=NOW_MS, **producer)
+    alone, usual = (
+        encode_columns(
+            [value[:length]], keys, timestamp_ms=NOW_MS, producer_id=7, producer_epoch=3, base_sequence=2**31 - 1
+        )
+        for keys in (None, [None])
+    )
+    assert alone == usual
     assert columns_of(alone).values() == [value[:length]]
 
 
