@@ -48,3 +48,19 @@ def test_each_claim_is_a_row_with_its_verdict() -> None:
     table = found_of(claims).tables[0]
     assert [row[0] for row in table.rows] == ["one", "two"]
     assert table.columns[-1] == "VERDICT"
+
+
+def test_a_disk_is_measured_by_itself_and_left_as_it_was(tmp_path: Path) -> None:
+    found = measured("disk", str(tmp_path), "--file-mib", "4", "--seconds", "0.05", "--rounds", "2")
+    figures = {one.what: (one.value, one.unit) for one in found.rows}
+    assert {unit for _, unit in figures.values()} == {"MB/s", "us", "ms"}
+    assert all(value > 0 for value, _ in figures.values())
+    assert set(found.file_systems) == {"disk"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_says_so(tmp_path: Path) -> None:
+    done = run("disk", str(tmp_path), "--file-mib", str(1 << 30))
+    assert done.returncode == 1
+    assert "--file-mib" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ BENCHMARKS: Final = {
     "e2e": ("zbroker.cli.bench_delays:e2e", "How long a record takes to a consumer that slept."),
     "scale": ("zbroker.cli.bench_scale:scale", "Throughput across cores; what partitions, readers and bytes cost."),
     "claims": ("zbroker.cli.bench_claims:claims", "What is said of Kafka's design, claim by claim, measured."),
+    "disk": ("zbroker.cli.bench_disk:disk", "What the disk itself can do: writes, syncs and reads from anywhere."),
     "report": ("zbroker.cli.bench_report:report", "One page with tables and plots from results files."),
     "failover": ("zbroker.cli.bench_delays:failover", "How long nothing is acknowledged when a leader is killed."),
     "rebalance": ("zbroker.cli.bench_groups:rebalance", "How long a group takes to join, and what restarts disturb."),

@@ -9,19 +9,36 @@ import errno
 import mmap
 import os
 import random
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+from zbroker.load.results import Figure, figure
+from zbroker.load.rounds import spread_of
 
 PIECE_BYTES: Final = 4 << 10
 LARGE_BYTES: Final = 1 << 20
 SYNCS: Final = 50
+READS: Final = 500
+
+
+def disk_figures(rounds: Sequence[dict[str, float]]) -> list[Figure]:
+    """Some profiles of one disk as figures; there is at least one."""
+    found = []
+    for name in rounds[0]:
+        if name != "is direct":
+            what, _, unit = name.partition(", in ")
+            values = spread_of([one[name] for one in rounds])
+            found.append(figure(what, values.median, unit or "MB/s", spread=values))
+    return found
 
 
 def profile(directory: Path, file_bytes: int, seed: int, seconds: float) -> dict[str, float]:
-    """Megabytes (10^6) a second for each way of writing, and the median of a sync in ms."""
+    """Megabytes (10^6) a second for each way of writing, and the medians of a sync and of a read from anywhere."""
     rng = random.Random(seed)
     pieces = file_bytes // PIECE_BYTES
     with tempfile.NamedTemporaryFile(dir=directory, prefix="zbroker-disk-") as file:
@@ -34,11 +51,12 @@ def profile(directory: Path, file_bytes: int, seed: int, seconds: float) -> dict
                 "sequential, 1 MiB": _write(fd, LARGE_BYTES, _around(file_bytes, LARGE_BYTES), seconds),
                 "sequential, 4 KiB": _write(fd, PIECE_BYTES, _around(file_bytes, PIECE_BYTES), seconds),
                 "random, 4 KiB": _write(fd, PIECE_BYTES, _anywhere(pieces, rng), seconds),
+                "read from anywhere, 4 KiB, in us": _read_us(fd, _anywhere(pieces, rng)),
             }
         finally:
             os.close(fd)
         found["appended through the page cache, 64 KiB, then synced"] = _appended(file.fileno(), file_bytes)
-        found["fdatasync after 16 KiB, ms"] = _sync_ms(file.fileno())
+        found["fdatasync after 16 KiB, in ms"] = _sync_ms(file.fileno())
     found["is direct"] = float(is_direct)
     return found
 
@@ -74,6 +92,13 @@ def _write(fd: int, size_bytes: int, positions: Iterator[int], seconds: float) -
         return done / (time.perf_counter() - started_s) / 1e6
 
 
+def _read_us(fd: int, positions: Iterator[int]) -> float:
+    """What a seek was: the median of a read, around the page cache where the file system can do that."""
+    with mmap.mmap(-1, PIECE_BYTES) as aligned:
+        spent_s = [_timed(partial(os.preadv, fd, [aligned], next(positions))) for _ in range(READS)]
+    return statistics.median(spent_s) * 1e6
+
+
 def _appended(fd: int, file_bytes: int) -> float:
     data = os.urandom(64 << 10)
     started_s = time.perf_counter()
@@ -89,7 +114,7 @@ def _sync_ms(fd: int) -> float:
     for number in range(SYNCS):
         os.pwrite(fd, data, number * len(data))
         spent.append(_timed(lambda: os.fdatasync(fd)))
-    return sorted(spent)[SYNCS // 2] * 1000
+    return statistics.median(spent) * 1000
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -10,7 +10,7 @@ from zbroker.load.bench_crew import Measured
 from zbroker.load.bench_runs import Spec, consume_once, filled_topic
 from zbroker.load.bench_target import Target, own_broker
 from zbroker.load.claims.claim import Claim, Scope, judged, middle
-from zbroker.load.disk import profile
+from zbroker.load.disk import disk_figures, profile
 from zbroker.load.file_server import served
 from zbroker.load.results import Plot, Series, figure
 from zbroker.load.rounds import median, run_rounds, spread, spread_of
@@ -88,15 +88,9 @@ def sequential(scope: Scope) -> Claim:
     seconds = 1.0 if scope.rounds > 1 else 0.1
     scope.disk.mkdir(parents=True, exist_ok=True)
     rounds = [profile(scope.disk, scope.disk_bytes, scope.seed + number, seconds) for number in range(scope.rounds)]
-    names = [name for name in rounds[0] if name != "is direct"]
-    at = {name: middle([one[name] for one in rounds]) for name in names}
+    at = {name: middle([one[name] for one in rounds]) for name in rounds[0]}
     large, small, anywhere = at["sequential, 1 MiB"], at["sequential, 4 KiB"], at["random, 4 KiB"]
     way = "O_DIRECT" if rounds[0]["is direct"] else "O_DSYNC"
-    rows = []
-    for name in names:
-        what, _, unit = name.partition(", ms")
-        values = spread_of([one[name] for one in rounds])
-        rows.append(figure(what, values.median, "ms" if _ or unit else "MB/s", spread=values))
     return Claim(
         name="sequential writes",
         said="a log that only appends is fast, because a disk's head does not move",
@@ -104,7 +98,7 @@ def sequential(scope: Scope) -> Claim:
         measured=f"{small / anywhere:.2f} x for pieces of 4 KiB ({small:.0f} and {anywhere:.0f} MB/s, {way}); pieces "
         f"of 1 MiB in a row {large:.0f} MB/s, {large / anywhere:.0f} x",
         verdict=judged(small >= 2 * anywhere),
-        figures=rows,
+        figures=disk_figures(rounds),
     )
 
 
