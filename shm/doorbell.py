@@ -135,6 +135,11 @@ class Bell:
         self.ring()
         return True
 
+    def seems_asleep(self) -> bool:
+        """Whether `ring_if_asleep` would ring, as far as can be told without a fence: enough to ring ahead."""
+        sequence = self._words[self._index]
+        return bool(sequence & 1) and sequence != self._rang
+
     def ring_sleeper(self) -> bool:
         """`ring_if_asleep`, but returns whether the sleeper sleeps, rung by this call or an earlier one."""
         return self.ring_if_asleep() or bool(self._words[self._index] == self._rang)

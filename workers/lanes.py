@@ -123,7 +123,7 @@ class ServedLane:
 
     def rouse(self) -> bool:
         """Wake the client ahead of the answer, if it sleeps: see "ringing ahead" in `doorbell`."""
-        return self.is_open and not self.is_mute and self._bell.ring_if_asleep()
+        return self.is_open and not self.is_mute and self._bell.seems_asleep() and self._bell.ring_if_asleep()
 
     def ring_sleeper(self) -> bool:
         """Wake the client, without an answer, if it sleeps. Returns whether it does."""
@@ -247,13 +247,16 @@ class Lanes:
 
     def has_input(self) -> bool:
         """Whether any lane that may be read has a request: one load for each lane."""
-        return any(served.requests.readable() and not served.is_backed_up for served in self.served.values())
+        for served in self.served.values():  # noqa: SIM110  # `any` takes twice as long, and this is watched in a loop
+            if served.requests.readable() and not served.outbox:
+                return True
+        return False
 
     def visit(self) -> int:
         """Handle requests of all lanes, each for a while. Returns how many requests were taken."""
         work = 0
         for served in list(self.served.values()):
-            if served.is_backed_up and not served.flush():
+            if served.outbox and not served.flush():
                 self._drop_if_broken(served)
             elif served.requests.readable():
                 work += self._visit_one(served)
@@ -305,7 +308,8 @@ class Lanes:
             served.broken = error
         served.is_visited = False
         served.ring()
-        self._drop_if_broken(served)
+        if served.broken is not None:
+            self._drop_if_broken(served)
         return count
 
     def _drop_if_broken(self, served: ServedLane) -> None:

@@ -1,10 +1,7 @@
 """A partition that this process leads: its state machine, its log and its cell on the board, and the one place where
 the state machine's effects become I/O.
 
-THE ORDER, for a batch: check its bytes, stamp offset and epoch, append (pwrite), begin an fdatasync if asked for,
-publish on the board, wake waiting readers, answer the producer. So an answered record can be read by everybody and
-survives the death of any process, and with acks=fsync the answer comes after an fdatasync that covers the batch. With
-other copies the high watermark follows the slowest of those in sync, and the answer of acks=all follows it.
+What happens to a batch, and in which order, is in `producing`.
 
 A full disk refuses this partition's producers until there is room. Other errors of its files are answered to who asked
 and tried again, but for a failed fdatasync, a write that cannot be taken back, and damage: then this partition is
@@ -18,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from zbroker.config.schema import TopicConfig
 from zbroker.core import partition_events as ev
@@ -27,42 +24,23 @@ from zbroker.core.partition_events import Effect, Event
 from zbroker.errors import (
     BrokerError,
     DiskFullError,
-    InvalidRecordError,
-    WrongExpectedOffsetError,
 )
-from zbroker.record.batch import check_batch, check_keys, read_header, stamp, stamp_append_time
-from zbroker.record.layout import CONTROL, TRANSACTIONAL
-from zbroker.shm.layout import Counter
 from zbroker.storage.copied_log import CopiedLog
 from zbroker.wire.codec import encode
 from zbroker.wire.inner_messages import PartitionGrant
-from zbroker.wire.layout import FLAG_AWAITED, PRODUCED, Api
 from zbroker.wire.messages import LowWatermark
 from zbroker.workers.host import Host
-from zbroker.workers.open_copy import OpenCopy, is_damage
+from zbroker.workers.open_copy import is_damage
 from zbroker.workers.other_copies import OtherCopies, copies_of
 from zbroker.workers.producer_state import ProducerState
+from zbroker.workers.producing import Producing
 from zbroker.workers.refusals import Refusals
-from zbroker.workers.request import ANY_OFFSET, Request
-
-_SOON_BYTES: Final = 4_096  # appended before a sleeper has woken up
-_NOT_FROM_CLIENTS: Final = CONTROL | TRANSACTIONAL
 
 
-class Leader(OpenCopy):
+class Leader(Producing):
     """See the module. The loop's thread alone calls it."""
 
-    __slots__ = (
-        "_active_base",
-        "_core",
-        "_does",
-        "_is_append_time",
-        "_must_have_keys",
-        "_refusals",
-        "_size_bytes_max",
-        "bytes_appended",
-        "others",
-    )
+    __slots__ = ("others",)
 
     def __init__(
         self,
@@ -155,35 +133,6 @@ class Leader(OpenCopy):
         """Give an event to the state machine, and do what it wants."""
         self._perform(self._core.handle(event, self._host.clock.now_ns()))
 
-    def produce(self, request: Request) -> None:
-        """Take a PRODUCE request: answer it, or see to it that it will be. The batch is checked on our own copy."""
-        header, body = request.header, request.body
-        if self._core.progress is None and body and len(body[0]) <= _SOON_BYTES:
-            self._host.rouse(self._core.waits, request.route if header.flags & FLAG_AWAITED else None)
-        try:
-            if len(body) != 1:
-                request.take_options()
-            batch = body[0]
-            if isinstance(batch, bytes):
-                batch = bytearray(batch)
-            found = check_batch(batch, size_bytes_max=self._size_bytes_max, records_max=self._host.records_max)
-            if found.attributes & _NOT_FROM_CLIENTS:
-                raise InvalidRecordError("control and transactional batches are not accepted")
-            if self._must_have_keys:
-                check_keys(batch, found)
-            if self._refusals and found.producer_id < 0:
-                self._refusals.check(request)
-        except BrokerError as error:
-            self._host.board.count(Counter.ERRORS)
-            request.refuse(error)
-            return
-        request.batch = (batch, found)
-        request.body = ()
-        request.is_numbered = found.producer_id >= 0
-        known_by = found if request.is_numbered else None
-        event = ev.Produce(request, header.acks, header.leader_epoch, known_by)
-        self._perform(self._core.handle(event, self._host.clock.now_ns()))
-
     def renew(self, grant: PartitionGrant) -> None:
         """A grant of this leadership, or of the next epoch of it: take over what is new in it."""
         if grant.leader_epoch > self.leader_epoch:
@@ -260,56 +209,6 @@ class Leader(OpenCopy):
 
     # --- effects -----------------------------------------------------------------------------------------------------
 
-    def _perform(self, effects: list[Effect]) -> None:
-        does = self._does
-        for effect in effects:
-            does[type(effect)](effect)
-
-    def _write(self, effect: ev.Write) -> None:
-        request: Request = effect.request
-        assert request.batch is not None
-        batch, header = request.batch
-        request.batch = None
-        host = self._host
-        if self._is_append_time:
-            request.append_time_ms = host.clock.wall_ms()
-            batch = bytearray(batch)
-            stamp_append_time(batch, request.append_time_ms)
-            header = read_header(batch)
-        stamp(batch, effect.base_offset, effect.leader_epoch)
-        try:
-            if request.expected_offset not in (ANY_OFFSET, effect.base_offset):
-                raise WrongExpectedOffsetError(f"expected {request.expected_offset}; the next is {effect.base_offset}")
-            self.log.append(batch, header)
-        except BrokerError as error:
-            self._append_failed(request, error)
-            return
-        if header.producer_id >= 0:
-            self.producers.note_all((read_header(batch),))
-        size_bytes = len(batch)
-        self.bytes_appended += size_bytes
-        count = header.record_count
-        counts = host.counts
-        counts.records_in += count
-        counts.bytes_in += size_bytes
-        counts.batches_in += 1
-        base_offset = effect.base_offset
-        appended = ev.Appended(request, effect.acks, base_offset, base_offset + count)
-        self._perform(self._core.handle(appended, self.log.last_append_ns))
-
-    def _append_failed(self, request: Request, error: BrokerError) -> None:
-        self.handle(ev.AppendFailed(request, error))
-        if not isinstance(error, WrongExpectedOffsetError):
-            self.fail(error)
-
-    def _publish(self, effect: ev.Publish) -> None:
-        log = self.log
-        if log.active_base != self._active_base:
-            self._host.board.count(Counter.SEGMENTS_ROLLED)
-            self.handle(ev.Rolled())
-            return
-        self._cell.publish(log.log_end, log.active_position, effect.high_watermark, log.size_bytes, log.last_append_ns)
-
     def _restate(self, effect: ev.Restate) -> None:
         log, core = self.log, self._core
         self._active_base = log.active_base
@@ -331,17 +230,6 @@ class Leader(OpenCopy):
 
     def _wake(self, effect: ev.Wake) -> None:
         self._host.wake(effect.waits)
-
-    def _acknowledge(self, effect: ev.Acknowledge) -> None:
-        request: Request = effect.request
-        request.reply(PRODUCED.pack(effect.base_offset, request.append_time_ms, self._core.log_start))
-
-    def _refuse(self, effect: ev.Refuse) -> None:
-        self._host.board.count(Counter.ERRORS)
-        request: Request = effect.request
-        if request.header.api == Api.PRODUCE and not request.is_numbered:
-            self._refusals.note(request, effect.error)
-        request.refuse(effect.error)
 
     def _flush(self, effect: ev.Flush) -> None:
         self._flush_log(self._flushed, lambda e: self.handle(ev.FlushFailed(e)), is_shared=effect.is_shared)

@@ -68,6 +68,11 @@ class ProducerState:
             if header.producer_id >= 0:
                 self.sequences.note(header, header.base_offset, now_ms)
 
+    def note(self, header: BatchHeader, base_offset: int) -> None:
+        """A batch was appended at `base_offset`; its header may be the one from before the stamp."""
+        if header.producer_id >= 0:
+            self.sequences.note(header, base_offset, self._clock.wall_ms())
+
     def tick(self) -> None:
         """Forget who is too old."""
         self.sequences.expire(self._clock.wall_ms())

@@ -25,9 +25,8 @@ class Clock(Protocol):
 class HostClock:
     """The host's clocks."""
 
-    def now_ns(self) -> int:
-        """Nanoseconds on CLOCK_MONOTONIC."""
-        return time.monotonic_ns()
+    now_ns = staticmethod(time.monotonic_ns)
+    """Nanoseconds on CLOCK_MONOTONIC. Read several times for each request: no call in Python around it."""
 
     def wall_ms(self) -> int:
         """Milliseconds since the epoch, from CLOCK_REALTIME."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from zbroker.config.schema import TopicConfig
 from zbroker.core import partition_events as ev
 from zbroker.core.partition import Partition, State
+from zbroker.core.partition_state import PartitionState
 from zbroker.errors import DiskFullError, StorageError
 
 SEEDS = range(200)
@@ -75,6 +77,25 @@ class Twin:
         self.lengths.append((request, base_offset, self.log_end))
         self.give(ev.Appended(request, acks, base_offset, self.log_end))
 
+    def write_at_once(self, request: int, acks: int) -> None:
+        """The short way, held to the long one."""
+        self.now_ns += self.random.randrange(10_000_000)
+        base_offset, long = self.log_end, copy.deepcopy(self.one)
+        self.log_end += self.random.randrange(1, 4)
+        self.lengths.append((request, base_offset, self.log_end))
+        assert long.handle(ev.Produce(request, acks, -1), self.now_ns) == [ev.Write(request, acks, base_offset, 1)]
+        wanted = long.handle(ev.Appended(request, acks, base_offset, self.log_end), self.now_ns)
+        passed = self.one.appended_at_once(self.log_end, self.now_ns)
+        found = [
+            ev.Publish(self.one.high_watermark),
+            *([ev.Wake(passed)] if passed else []),
+            *([ev.Acknowledge(request, base_offset)] if acks else []),
+        ]
+        assert found == wanted
+        assert state_of(self.one) == state_of(long), "both ways leave the same behind"
+        for effect in found:
+            self.do(effect)
+
     def answer(self, request: int, how: str) -> None:
         assert request not in self.answered, "a request is answered once"
         self.answered[request] = how
@@ -84,7 +105,10 @@ class Twin:
         if choice < 5:
             self.next_request += 1
             self.acks[self.next_request] = acks = self.random.choice([0, 1, -1, 2, 2])
-            self.give(ev.Produce(self.next_request, acks, -1))
+            if self.one.takes_at_once(acks, -1, None) and self.random.random() < 0.7:
+                self.write_at_once(self.next_request, acks)
+            else:
+                self.give(ev.Produce(self.next_request, acks, -1))
         elif choice == 5:
             wait = self.next_request + 1_000_000
             self.next_request += 1
@@ -101,6 +125,10 @@ class Twin:
             self.give(self.random.choice([ev.RoomLost(), ev.RoomFound(), ev.RoomFound()]))
         else:
             self.give(ev.Tick())
+
+
+def state_of(one: Partition) -> dict[str, object]:
+    return {name: getattr(one, name) for name in PartitionState.__slots__}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -19,7 +19,8 @@ and a restarted process come to the same one. What is judged is not noted: whoev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from zbroker.errors import (
@@ -44,6 +45,9 @@ class Appended(NamedTuple):
     last_sequence: int
     base_offset: int
     next_offset: int
+
+
+_make_appended: Callable[[tuple[int, int, int, int]], Appended] = partial(tuple.__new__, Appended)
 
 
 class Producer:
@@ -81,6 +85,7 @@ class Sequences:
         self._window_entries_max = window_entries_max
         self._producers_max = producers_max
         self._producers: dict[int, Producer] = {}
+        self._newest = -1  # the id that was used last, which is the last of `_producers`
         self._names: dict[int, tuple[int, int, int]] = {}  # id of a name -> base offset, next offset, wall time in ms
         self.now_ms = 0  # what `judge` takes for the time: the last one that was noted or ticked
         self.version = 0
@@ -154,17 +159,22 @@ class Sequences:
                 del self._names[next(iter(self._names))]
             return
         last = last_sequence(batch.base_sequence, batch.last_offset_delta + 1)
-        appended = Appended(batch.base_sequence, last, base_offset, next_offset)
-        producer = self._producers.pop(producer_id, None)
+        appended = _make_appended((batch.base_sequence, last, base_offset, next_offset))
+        producers = self._producers
+        producer = producers.get(producer_id)
         if producer is None or producer.epoch != batch.producer_epoch:
-            producer = Producer(batch.producer_epoch, [appended], now_ms)
+            producers.pop(producer_id, None)
+            producers[producer_id] = Producer(batch.producer_epoch, [appended], now_ms)
+            if len(producers) > self._producers_max:
+                del producers[next(iter(producers))]
         else:
             producer.batches.append(appended)
-            del producer.batches[:-BATCHES_KEPT]
+            if len(producer.batches) > BATCHES_KEPT:
+                del producer.batches[:-BATCHES_KEPT]
             producer.used_ms = now_ms
-        self._producers[producer_id] = producer
-        if len(self._producers) > self._producers_max:
-            del self._producers[next(iter(self._producers))]
+            if producer_id != self._newest:
+                producers[producer_id] = producers.pop(producer_id)
+        self._newest = producer_id
 
     def restore(self, producer_id: int, producer: Producer) -> None:
         """Take over what a snapshot says of an id. The longest unused come first."""
@@ -173,6 +183,7 @@ class Sequences:
             self._names[producer_id] = (only.base_offset, only.next_offset, producer.used_ms)
         else:
             self._producers[producer_id] = producer
+            self._newest = -1
         self.now_ms = max(self.now_ms, producer.used_ms)
 
     @property

@@ -144,12 +144,16 @@ class PartitionState:
             self._flush_target = self.log_end
             effects.append(ev.Flush(self._is_flush_shared))
 
-    def _wake_passed(self, effects: list[Effect]) -> None:
+    def _take_passed(self) -> list[int]:
         high_watermark = self.high_watermark
         passed = [wait for wait, offset in self._waits.items() if offset < high_watermark]
+        for wait in passed:
+            del self._waits[wait]
+        return passed
+
+    def _wake_passed(self, effects: list[Effect]) -> None:
+        passed = self._take_passed()
         if passed:
-            for wait in passed:
-                del self._waits[wait]
             effects.append(ev.Wake(passed))
 
     def _set_full(self, error: DiskFullError) -> None:

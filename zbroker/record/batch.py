@@ -16,6 +16,8 @@ from zbroker.record.crc import ReadableBuffer, crc32c
 from zbroker.record.layout import (
     COLUMN_BODY,
     COLUMN_HEAD,
+    COMPACTED,
+    COMPRESSION_MASK,
     COMPRESSION_MAX,
     FLAG_KEYS,
     FLAG_NULL_KEYS,
@@ -64,24 +66,24 @@ def check_batch(view: ReadableBuffer, *, size_bytes_max: int, records_max: int) 
     if size_bytes > size_bytes_max:
         raise MessageSizeTooLargeError(f"a batch of {size_bytes} bytes; at most {size_bytes_max} are accepted")
     header = read_header(view)
-    if header.magic not in _MAGICS:
-        raise CorruptRecordError(
-            f"batch magic {header.magic}; {MAGIC_ROWS} (rows) and {MAGIC_COLUMNS} (columns) are known"
-        )
-    if header.batch_length + LOG_OVERHEAD != size_bytes:
-        raise CorruptRecordError(f"the batch says {header.batch_length + LOG_OVERHEAD} bytes, {size_bytes} came")
-    if header.record_count > records_max:
-        raise RecordListTooLargeError(f"a batch of {header.record_count} records; at most {records_max} are accepted")
-    _check_counts(view, header)
+    _, batch_length, _, magic, _, _, _, _, _, _, _, _, record_count = header
+    if magic not in _MAGICS:
+        raise CorruptRecordError(f"batch magic {magic}; {MAGIC_ROWS} (rows) and {MAGIC_COLUMNS} (columns) are known")
+    if batch_length + LOG_OVERHEAD != size_bytes:
+        raise CorruptRecordError(f"the batch says {batch_length + LOG_OVERHEAD} bytes, {size_bytes} came")
+    if record_count > records_max:
+        raise RecordListTooLargeError(f"a batch of {record_count} records; at most {records_max} are accepted")
+    _check_counts(view, header, size_bytes)
     if not crc_matches(view, 0, header):
         raise CorruptRecordError("the batch's CRC does not match its bytes")
     return header
 
 
-def _check_counts(view: ReadableBuffer, header: BatchHeader) -> None:
+def _check_counts(view: ReadableBuffer, header: BatchHeader, size_bytes: int) -> None:
     """Refuse what no reader could read, so that a consumer never stands before a batch that the broker took."""
-    count, size_bytes, codec = header.record_count, header.size_bytes, header.compression
-    if header.is_compacted or not header.has_sound_counts:
+    count, attributes = header.record_count, header.attributes
+    codec = attributes & COMPRESSION_MASK
+    if attributes & COMPACTED or not header.has_sound_counts:
         raise CorruptRecordError(f"{count} records, but the last offset delta is {header.last_offset_delta}")
     if codec > COMPRESSION_MAX:
         raise CorruptRecordError(f"compression {codec}; 0 to {COMPRESSION_MAX} have a meaning")
@@ -109,7 +111,7 @@ def check_keys(view: ReadableBuffer, header: BatchHeader) -> None:
 
 def crc_matches(view: ReadableBuffer, position: int, header: BatchHeader) -> bool:
     """Whether the batch at `position` has the CRC that its header says. The whole batch must be in `view`."""
-    covered = memoryview(view)[position + POSITION_ATTRIBUTES : position + header.size_bytes]
+    covered = memoryview(view)[position + POSITION_ATTRIBUTES : position + LOG_OVERHEAD + header.batch_length]
     try:
         return crc32c(covered) == header.crc
     finally:

@@ -69,6 +69,12 @@ class CopiedLog(Log):
         """The leader epoch of the last batch, or -1 when there is none."""
         return self.epochs.latest
 
+    def tail(self) -> tuple[int, int, int]:
+        """(`active_base`, `active_position`, `size_bytes`) by one call: it is made for every batch."""
+        segments = self._segments
+        active = segments.active
+        return active.base_offset, active.store.end, segments.size_bytes
+
     def headers_from(self, offset: int) -> Iterator[BatchHeader]:
         """The headers of the batches that end behind an offset, by a walk over their segments."""
         for segment in self._segments:

@@ -36,7 +36,9 @@ class IndexPair:
 
     def note(self, position: int, size_bytes: int, relative: int, max_timestamp: int) -> None:
         """A batch was appended at `position`; `relative` is its last offset less the base offset."""
-        self.note_timestamp(max_timestamp, relative)
+        if max_timestamp > self.timestamp_max:  # as note_timestamp, for every batch
+            self.timestamp_max = max_timestamp
+            self._timestamp_max_relative = relative
         if self._bytes_since_entry > self.interval_bytes:
             self.offsets.add(relative, position)
             if self.timestamp_max != NO_TIMESTAMP:

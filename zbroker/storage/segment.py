@@ -89,7 +89,11 @@ class Segment:
 
     def append(self, batch: Buffer, size_bytes: int, next_offset: int, max_timestamp: int) -> None:
         """Write a batch at the end. On an error the segment is what it was."""
-        self._note(self.store.append(batch, size_bytes), size_bytes, next_offset, max_timestamp)
+        position = self.store.append(batch, size_bytes)
+        if self.first_timestamp == NO_TIMESTAMP:
+            self.first_timestamp = max_timestamp
+        self.indexes.note(position, size_bytes, next_offset - 1 - self.base_offset, max_timestamp)
+        self.next_offset = next_offset
 
     def append_run(self, data: Buffer, headers: Sequence[BatchHeader]) -> None:
         """Write several batches at the end, with one write. On an error the segment is what it was."""

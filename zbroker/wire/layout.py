@@ -16,8 +16,10 @@ kind or api: InvalidRequestError.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from zbroker.errors import InvalidRequestError, UnsupportedVersionError
 
@@ -127,7 +129,8 @@ class Header(NamedTuple):
 _unpack = HEADER.unpack_from
 _unpack_begin = struct.Struct("<2sBBHhQ").unpack_from
 _pack = HEADER.pack
-_make = Header._make
+# Not `Header._make`, which is a call in Python: every request and every reply is decoded here.
+_make: Callable[[tuple[Any, ...]], Header] = partial(tuple.__new__, Header)
 
 
 def pack_request(
