@@ -113,7 +113,12 @@ class ServedLane:
         if not self.is_open or self.is_mute:
             return
         if not self.outbox:
-            self._write(frames)
+            self._needs_bell = True
+            try:
+                if not self._lane.replies.try_write(frames):
+                    self.outbox.append(frames)
+            except BrokerError as error:
+                self._not_written(frames, error)
         elif len(self.outbox) < OUTBOX_REPLIES_MAX:
             self.outbox.append(frames)
         else:
@@ -164,16 +169,12 @@ class ServedLane:
         if self.pidfd is not None:
             os.close(self.pidfd)
 
-    def _write(self, frames: Sequence[Frame]) -> None:
-        self._needs_bell = True
-        try:
-            if not self._lane.replies.try_write(frames):
-                self.outbox.append(frames)
-        except MessageSizeTooLargeError as error:
+    def _not_written(self, frames: Sequence[Frame], error: BrokerError) -> None:
+        if isinstance(error, MessageSizeTooLargeError):
             refusal = (pack_reply(unpack_header(frames[0]), error.code), error.wire_text.encode())
             self.outbox.append(refusal)
             self.flush()
-        except BrokerError as error:
+        else:
             self.broken = error
 
 

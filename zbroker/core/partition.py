@@ -55,6 +55,7 @@ ACKS_FSYNC: Final = 2
 ACKS_KNOWN: Final = frozenset({ACKS_NONE, ACKS_LEADER, ACKS_ALL, ACKS_FSYNC})
 _ACKS_OF_THE_LEADER: Final = (ACKS_LEADER, ACKS_NONE)
 _ACKS_AT_ONCE: Final = (ACKS_LEADER, ACKS_ALL)
+_LEADING: Final = State.LEADING
 UP_TO_HIGH_WATERMARK: Final = -1
 FLUSH_WAITERS_MAX: Final = 10_000
 FLUSH_SHARED_FROM: Final = 5
@@ -78,7 +79,7 @@ class Partition(PartitionState):
         `appended_at_once` in the place of `Appended`: the short way of nearly every batch of a partition of one copy.
         """
         return (
-            self.state is State.LEADING
+            self.state is _LEADING
             and self._progress is None
             and acks != ACKS_FSYNC
             and self.config.flush_messages <= 0

@@ -65,7 +65,7 @@ def check_batch(view: ReadableBuffer, *, size_bytes_max: int, records_max: int) 
     size_bytes = len(view)
     if size_bytes > size_bytes_max:
         raise MessageSizeTooLargeError(f"a batch of {size_bytes} bytes; at most {size_bytes_max} are accepted")
-    header = read_header(view)
+    header = read_header(view) if size_bytes < HEADER_BYTES else _make_header(_unpack_header(view))
     _, batch_length, _, magic, _, _, _, _, _, _, _, _, record_count = header
     if magic not in _MAGICS:
         raise CorruptRecordError(f"batch magic {magic}; {MAGIC_ROWS} (rows) and {MAGIC_COLUMNS} (columns) are known")
