@@ -10,6 +10,8 @@ a waiter watches
   - while most waits of late ended within the time of a spin, with one try in `PROBE_EVERY` to notice when they do;
   - not while somebody else wants the core: a step of the watch that took longer than `PREEMPTED_NS` says that another
     process ran here meanwhile. Then it rests, twice as long each time that happens again, up to `REST_MAX_NS`;
+  - never in the way of who wants this core: each step yields it. On a host of few cores that is the reader who was
+    woken for the very record whose acknowledgement is watched for;
   - at once, for `EXPECTED_NS`, when it was woken and found nothing: who rang is about to write what it rang for (see
     `doorbell`, "ringing ahead").
 """
@@ -17,6 +19,7 @@ a waiter watches
 from __future__ import annotations
 
 import time
+from os import sched_yield
 from collections.abc import Callable
 from typing import Final
 
@@ -109,6 +112,7 @@ class SpinWatch:
             return False
         end_ns = now_ns + self._spin_ns
         while not is_ready():
+            sched_yield()
             before_ns, now_ns = now_ns, clock_ns()
             if now_ns - before_ns > PREEMPTED_NS:
                 self._rest_until_ns = now_ns + self._rest_ns
@@ -128,6 +132,7 @@ class SpinWatch:
         clock_ns = self._clock_ns
         end_ns = clock_ns() + EXPECTED_NS
         while not is_ready():
+            sched_yield()
             if clock_ns() >= end_ns:
                 return False
         return True
