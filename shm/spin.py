@@ -19,8 +19,8 @@ a waiter watches
 from __future__ import annotations
 
 import time
-from os import sched_yield
 from collections.abc import Callable
+from os import sched_yield
 from typing import Final
 
 NS_PER_US: Final = 1_000
