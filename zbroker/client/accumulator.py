@@ -205,12 +205,12 @@ class Accumulator:
         """Before one more batch of `queue` is made: let those before it go first, for at most PACE_MS.
 
         What is made far ahead of its worker has left the core's caches when it goes, and takes memory that is new to
-        this process.
+        this process. With acks=0 nothing else keeps what waits for a full lane small.
         """
-        if len(queue.waiting) < AHEAD_BATCHES_MAX or queue.needs_leader or not self._connection.may_wait:
+        if _may_go_on(queue) or not self._connection.may_wait:
             return
         self._delivery.tended_ns = time.monotonic_ns()
-        self._connection.wait_for(lambda: len(queue.waiting) < AHEAD_BATCHES_MAX or queue.needs_leader, PACE_MS)
+        self._connection.wait_for(lambda: _may_go_on(queue), PACE_MS)
 
     def topic(self, topic: str) -> TopicSender:
         """A topic's sender. The first time it waits for metadata."""
@@ -268,3 +268,9 @@ class Accumulator:
         """In a forked child: forget all topics. Looking for one raises ForkError then."""
         self.topics.clear()
         self.plain_topics.clear()
+
+
+def _may_go_on(queue: PartitionQueue) -> bool:
+    lane = queue.lane
+    is_ahead = len(queue.waiting) >= AHEAD_BATCHES_MAX or (lane is not None and len(lane.outbox) >= AHEAD_BATCHES_MAX)
+    return not is_ahead or queue.needs_leader
