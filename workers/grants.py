@@ -31,7 +31,6 @@ from zbroker.errors import (
     StaleIncarnationError,
 )
 from zbroker.storage.copied_log import CopiedLog
-from zbroker.storage.retention import remove_copy
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.inner_messages import (
     Grant,
@@ -47,13 +46,12 @@ from zbroker.wire.messages import Done
 from zbroker.workers.follower import Follower
 from zbroker.workers.host import Host
 from zbroker.workers.leader import Leader
-from zbroker.workers.open_copy import Key, OpenCopy, check_not_suspect
+from zbroker.workers.open_copy import Key, OpenCopy, check_not_suspect, set_aside
 from zbroker.workers.predecessor import complete_tail, last_high_watermark
 from zbroker.workers.producer_state import ProducerState
 from zbroker.workers.request import Request
 
 NOBODY: Final = -1
-DAMAGED: Final = ".damaged"
 
 _log = logging.getLogger(__name__)
 
@@ -225,14 +223,15 @@ class Grants:
     def _open(self, grant: PartitionGrant) -> GrantResult:
         config = topic_config(grant.config)
         is_to_lead = self._is_to_lead(grant)
-        is_suspect = False
+        damage: CopyDamagedError | None = None
         try:
+            check_not_suspect(Path(grant.directory), self._host.files)
             log = self._open_log(grant, config)
         except CopyDamagedError as error:
             if is_to_lead or grant.leader == NOBODY:
                 raise
-            self._set_aside(grant, error)
-            is_suspect = True
+            set_aside(Path(grant.directory), error, self._host.files)
+            damage = error
             log = self._open_log(grant, config)
         try:
             host = self._host
@@ -241,15 +240,17 @@ class Grants:
                 self._lead(grant, log, producers, config, 0)
             else:
                 self._follow(grant, log, producers, config, 0)
+            if damage is not None:
+                # Nothing is fetched, and so nothing confirmed, before the coordinator knows what was lost.
+                self.followers[grant.topic_id, grant.partition].found_damage(damage)
         except BaseException:
             log.close(clean=False)
             raise
-        return self._success(grant, is_suspect=is_suspect)
+        return self._success(grant)
 
     def _open_log(self, grant: PartitionGrant, config: TopicConfig) -> CopiedLog:
         host = self._host
         directory = Path(grant.directory)
-        check_not_suspect(directory, host.files)
         log = CopiedLog.open(
             directory,
             config,
@@ -263,15 +264,6 @@ class Grants:
             where = {"topic": grant.topic, "partition": grant.partition, "log_end": log.log_end}
             _log.warning("the power went while this copy was open: what was not synced is lost", extra=where)
         return log
-
-    def _set_aside(self, grant: PartitionGrant, error: BrokerError) -> None:
-        """Keep a damaged copy beside its place until the next one is set aside: the leader has the records."""
-        directory = Path(grant.directory)
-        aside = directory.with_name(directory.name + DAMAGED)
-        where = {"topic": grant.topic, "partition": grant.partition, "error": error, "aside": aside}
-        _log.error("a damaged copy is set aside, and fetched again", extra=where)
-        remove_copy(aside, self._host.files)
-        self._host.files.rename(directory, aside)
 
     # --- roles -------------------------------------------------------------------------------------------------------
 
@@ -317,7 +309,7 @@ class Grants:
         finally:
             follower.give_cell_back()
 
-    def _success(self, grant: PartitionGrant, *, is_suspect: bool = False) -> GrantResult:
+    def _success(self, grant: PartitionGrant) -> GrantResult:
         copy = self.copy((grant.topic_id, grant.partition))
         assert copy is not None
         log = copy.log
@@ -329,7 +321,7 @@ class Grants:
             log.log_start,
             log.log_end,
             log.last_epoch,
-            is_suspect or _is_fetched_again(copy),
+            _is_fetched_again(copy),
         )
 
     # --- revocations -------------------------------------------------------------------------------------------------

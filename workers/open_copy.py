@@ -20,11 +20,13 @@ from zbroker.errors import BrokerError, CopyDamagedError, CorruptRecordError
 from zbroker.shm.layout import Counter
 from zbroker.storage.copied_log import CopiedLog
 from zbroker.storage.files import Files
+from zbroker.storage.retention import remove_copy
 from zbroker.wire.inner_messages import CopySuspect, PartitionGrant
 from zbroker.workers.host import Host
 from zbroker.workers.producer_state import ProducerState
 
 SUSPECT_MARK: Final = "suspect"
+DAMAGED: Final = ".damaged"
 REPORT_AGAIN_MS: Final = 200
 FLUSH_PAUSE_MAX_MS: Final = 2.0
 
@@ -287,6 +289,22 @@ def check_not_suspect(directory: Path, files: Files) -> None:
     """Raise CopyDamagedError for a copy in which damage was found while it was open."""
     if files.read_file(directory / SUSPECT_MARK, 0) is not None:
         raise CopyDamagedError(f"{directory} was found damaged, and has not been fetched again since")
+
+
+def set_aside(directory: Path, error: BrokerError, files: Files) -> None:
+    """Keep a damaged copy's files beside its place until the next one's are set aside: the leader has the records.
+
+    The mark of what was lost comes first and stays: who dies meanwhile does not come back as a sound and empty copy.
+    """
+    aside = directory.with_name(directory.name + DAMAGED)
+    where = {"error": error, "aside": aside}
+    logging.getLogger(__name__).error("a damaged copy is set aside, and fetched again", extra=where)
+    files.replace_file(directory / SUSPECT_MARK, b"", durable=True)
+    remove_copy(aside, files)
+    files.make_directory(aside)
+    for name in files.list_directory(directory):
+        if name != SUSPECT_MARK:
+            files.rename(directory / name, aside / name)
 
 
 def is_damage(error: BaseException) -> bool:
