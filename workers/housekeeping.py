@@ -1,8 +1,9 @@
 """What a worker does now and then for its partitions: retention, flush by time, high watermark checkpoints, disk room.
 
-Guarantees: the work is cut into slices of `SLICE` partitions a turn, so that a thousand idle partitions neither hold up
-a request nor cost more than a fraction of a percent of a core; there is one timer for all of them. Whatever waits for a
-disk runs in the thread. A partition whose disk has too little room refuses produce, and takes it again by itself.
+Guarantees: the work is cut into slices of `SLICE` partitions a turn, so that a thousand partitions do not hold up a
+request; those for which there is nothing to do are left out before, so that idle ones cost no turns. There is one timer
+for all of them. Whatever waits for a disk runs in the thread. A partition whose disk has too little room refuses
+produce, and takes it again by itself.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ class Housekeeping:
             self.check_room()
         if now_ns >= self._retention_ns:
             self._retention_ns = now_ns + self._settings.retention_check_interval_ms * NS_PER_MS
-            self._slice(list(self._copies()), self._retain)
+            self._slice([copy for copy in self._copies() if not copy.is_untouched], self._retain)
         if now_ns >= self._checkpoint_ns:
             self._checkpoint_ns = now_ns + self._settings.high_watermark_checkpoint_interval_ms * NS_PER_MS
-            self._slice(list(self._copies()), _save)
+            self._slice([copy for copy in self._copies() if not copy.is_settled], _save)
 
     def check_room(self) -> None:
         """Look at the room on the disks of all partitions: one system call for each file system, not each partition."""

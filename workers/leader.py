@@ -151,7 +151,7 @@ class Leader(Producing):
     def retain(self, wall_ms: int) -> None:
         """Roll a segment that is too old, and let go of those that are too old or too many."""
         log = self.log
-        if log.log_end == 0 or self.state is State.OFFLINE or (log.log_start == log.log_end and log.segment_count == 1):
+        if self.state is State.OFFLINE or (log.log_start == log.log_end and log.segment_count == 1):
             return
         count = log.segment_count
         try:

@@ -112,13 +112,22 @@ class OpenCopy(ABC):
             return
         self._saved_high_watermark = high_watermark
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `save` has nothing to do: all is saved, and nothing has happened since."""
+        log = self.log
+        is_same = (log.log_end, log.last_append_ns) == self._settled_at
+        return is_same and self._host.clock.wall_ms() <= self._settled_until_ms
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether retention has nothing to do: there never was a record, or all is gone and unlinked."""
+        return self.log.log_end == 0 and self._unlink_at_ns == 0
+
     def save(self) -> None:
-        """What is saved every few seconds, so that the next start is quick. Where all is saved and nothing has happened
-        since, nothing else is looked at: a thousand idle copies do not fit into a core's caches."""
+        """What is saved every few seconds, so that the next start is quick."""
         log = self.log
         now = (log.log_end, log.last_append_ns)
-        if now == self._settled_at and self._host.clock.wall_ms() <= self._settled_until_ms:
-            return
         self.save_high_watermark()
         if self.is_whole:
             self.producers.tick()

@@ -79,7 +79,11 @@ def test_a_clock_that_jumps_before_the_first_retention_is_not_gone_by() -> None:
     clock = JumpingClock()
     times: list[int] = []
     copy: Any = SimpleNamespace(
-        is_open=True, retain=times.append, save=lambda: None, has_files_to_unlink=lambda _: False
+        is_open=True,
+        is_settled=True,
+        is_untouched=False,
+        retain=times.append,
+        has_files_to_unlink=lambda _: False,
     )
     host: Any = SimpleNamespace(
         attention=SimpleNamespace(full=set(), timed=set(), copied=set()),
