@@ -9,7 +9,7 @@ A batch is opened and filled up by `add`, which takes the lock; what lies in bet
 
 With `linger_ms` 0 a record that comes after a pause is sent by `add` itself: nothing would join it, and the thread in
 the background would have to wake up first. So is one of a thread that waited for the one before it. Those that come
-within the time of a pause gather, as Nagle's algorithm has it.
+within the time of a pause, or while a batch of several is on its way, gather, as Nagle's algorithm has it.
 """
 
 from __future__ import annotations
@@ -150,9 +150,10 @@ class Accumulator:
         is on its way and somebody waits for it as for the one before. The lock is held."""
         if queue.waiting or queue.failed or queue.needs_leader:
             return False
-        if batch.created_ns - queue.closed_ns > PAUSE_NS:
-            return len(queue.in_flight) < self._delivery.max_in_flight
-        return queue.is_awaited and not queue.in_flight
+        in_flight = queue.in_flight
+        if in_flight and (in_flight[-1].count > 1 or len(in_flight) >= self._delivery.max_in_flight):
+            return False  # a stream of batches: what comes next gathers
+        return batch.created_ns - queue.closed_ns > PAUSE_NS or (queue.is_awaited and not in_flight)
 
     def _thread_alone(self) -> int:
         """This thread, when it alone has opened batches for a while, else 0. The lock is held."""
