@@ -176,6 +176,19 @@ def test_a_batch_above_the_topics_own_limit_fails_with_its_name(way: dict[str, A
         assert isinstance(future.exception(10), MessageSizeTooLargeError)
 
 
+def test_batches_are_cut_to_what_the_topic_takes(way: dict[str, Any], topic: str) -> None:
+    topic += "-small"
+    make_topic(way, topic, 1, **{"max.message.bytes": 20_000, "segment.bytes": 65_536})
+    values = [b"%05d" % number * 20 for number in range(3_000)]
+    with Producer(way, linger_ms=20) as producer:
+        sent = producer.send_many(topic, values).result(20)
+        assert sum(one.record_count for one in sent) == len(values)
+        assert len(sent) < 2 * len(values) * 100 / 20_000
+        for future in [producer.send(topic, value) for value in values]:
+            assert future.exception(20) is None
+    assert ends(way, topic, 1) == [2 * len(values)]
+
+
 def test_serializers_are_applied(way: dict[str, Any], topic: str) -> None:
     settings: dict[str, Any] = {"value_serializer": str.encode, "key_serializer": lambda key: b"%d" % key}
     with Producer(way, **settings) as producer:

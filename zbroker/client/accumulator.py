@@ -87,7 +87,7 @@ class Accumulator:
             queue = named if named is not None else sender.queue_for(key)
             batch = queue.open
             if batch is None or batch.room - size < self._room_min or batch.owner not in (0, get_ident()):
-                batch = self._next_batch(queue, size)
+                batch = self._next_batch(queue, size, sender.batch_bytes_max)
             index = len(batch.values)
             batch.values.append(value)
             if key is not None or batch.has_keys:
@@ -131,7 +131,7 @@ class Accumulator:
         with self.lock:
             return index < batch.count
 
-    def _next_batch(self, queue: PartitionQueue, size: int) -> Batch:
+    def _next_batch(self, queue: PartitionQueue, size: int, limit_bytes: int) -> Batch:
         if size > self.batch_limit:
             raise self.too_large(size)
         if self.is_closed or self._delivery.fatal is not None:
@@ -139,7 +139,8 @@ class Accumulator:
         if queue.open is not None:
             queue.close_open()
         batch = queue.open = self._delivery.new_batch(queue)
-        batch.room = self.batch_max
+        # The last record may pass what is aimed at: a topic with a low limit is aimed at half of it.
+        batch.room = min(self.batch_max, (limit_bytes - BATCH_OVERHEAD_BYTES) // 2)
         batch.owner = self._thread_alone()
         if batch.created_ns >= self._refresh.due_ns:
             self._refresh.ask(self.topics)
@@ -225,6 +226,7 @@ class Accumulator:
             if found is None:
                 queues = [self._delivery.queue(topic, number) for number in range(len(info.partitions))]
                 found = self.topics[topic] = TopicSender(topic, queues, self.settings.partitioner)
+                found.follow(info.config)
                 if self._is_plain:
                     self.plain_topics[topic] = found
             return found
@@ -240,7 +242,8 @@ class Accumulator:
     def _grow_topic(self, info: TopicInfo) -> None:
         with self.lock:
             sender = self.topics.get(info.name)
-            if sender is not None and len(info.partitions) > sender.count:
+            if sender is not None:
+                sender.follow(info.config)
                 numbers = range(sender.count, len(info.partitions))
                 sender.grow([self._delivery.queue(info.name, number) for number in numbers])
 

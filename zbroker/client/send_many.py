@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX, Accumulator
+from zbroker.client.accumulator import BATCH_OVERHEAD_BYTES, RECORDS_PER_BATCH_MAX, Accumulator
 from zbroker.client.batches import Batch
 from zbroker.client.partition_queue import PartitionQueue
 from zbroker.client.terms import Terms
@@ -137,7 +137,8 @@ class BatchRun:
         accumulator, sender = self._accumulator, self._sender
         first, count = 0, len(columns.values)
         sample = columns.values[0] if count else None
-        most_bytes = min(MANY_BYTES, accumulator.batch_limit, accumulator.settings.buffer_memory // 8)
+        limit_bytes = min(accumulator.request_bytes_max, sender.batch_bytes_max)
+        most_bytes = min(MANY_BYTES, limit_bytes - BATCH_OVERHEAD_BYTES, accumulator.settings.buffer_memory // 8)
         run = _even_run(count, most_bytes // ((len(sample) if sample else 0) + 8))
         while first < count:
             last = min(count, first + run)
@@ -145,11 +146,11 @@ class BatchRun:
             target = queue or sender.sticky
             accumulator.keep_pace(target)
             encoded = self._encode(part, target)
-            if len(encoded) > accumulator.request_bytes_max:
-                if last - first == 1:
-                    raise accumulator.too_large(len(encoded))
+            if len(encoded) > limit_bytes and last - first > 1:
                 run = (last - first) // 2
                 continue
+            if len(encoded) > accumulator.request_bytes_max:
+                raise accumulator.too_large(len(encoded))
             self._batches.append(accumulator.enqueue(target, encoded))
             if queue is None:
                 sender.next_sticky()

@@ -7,7 +7,8 @@ lock, but for `at`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zbroker.client.partition_queue import PartitionQueue
@@ -19,10 +20,11 @@ class TopicSender:
     """The queues of one topic. `hash_of(key) % count` is the partition of a record with a key; `keyless(key, count)`,
     where there is one, that of every record."""
 
-    __slots__ = ("count", "hash_of", "keyless", "queues", "sticky", "topic", "turn")
+    __slots__ = ("batch_bytes_max", "count", "hash_of", "keyless", "queues", "sticky", "topic", "turn")
 
     def __init__(self, topic: str, queues: list[PartitionQueue], partitioner: Any) -> None:
         self.topic = topic
+        self.batch_bytes_max = sys.maxsize
         self.queues = queues
         self.count = len(queues)
         self.turn = 0
@@ -42,6 +44,10 @@ class TopicSender:
         """Keyless records go to the next partition from now on."""
         self.turn = (self.turn + 1) % self.count
         self.sticky = self.queues[self.turn]
+
+    def follow(self, config: Mapping[str, str]) -> None:
+        """Take what the topic's configuration says of batches."""
+        self.batch_bytes_max = int(config.get("max.message.bytes", sys.maxsize))
 
     def grow(self, queues: list[PartitionQueue]) -> None:
         """Take the queues of partitions that the topic got meanwhile."""
