@@ -16,7 +16,7 @@ ROWS = (
     "acknowledge, acks=1, zmq through the router, p50",
     "end to end to a sleeping consumer, p50",
     "worker's CPU for a million records, ",
-    "worker's CPU for a wake of a sleeping reader",
+    "worker's CPU for a record that wakes ",
     "send_many, sustained, ",
     "zbroker serve to the first acknowledged record",
     "resident memory, idle",
