@@ -172,6 +172,7 @@ class Router:
             owner_uid=self._uid,
             shared_memory=sender.origin == FRONT,
             message_max_bytes=config.limits.message_max_bytes,
+            batch_max_bytes=config.topics.max_message_bytes,
         )
         self._deliver(sender, [sender.routing_id, pack_reply(header), encode(welcome)])
 

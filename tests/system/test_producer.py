@@ -49,6 +49,13 @@ def make_topic(way: dict[str, Any], name: str, partitions: int = 1, **config: ob
         admin.create_topics([NewTopic(name, partitions, config=config)])
 
 
+def leader_of(way: dict[str, Any], topic: str) -> str:
+    with AdminClient(**way) as admin:
+        name = admin.describe_topics([topic])[topic].partitions[0].leader_name
+    assert name is not None
+    return name
+
+
 def ends(way: dict[str, Any], topic: str, partitions: int) -> list[int]:
     with AdminClient(**way) as admin:
         found = admin.list_offsets({(topic, number): "latest" for number in range(partitions)})
@@ -184,9 +191,31 @@ def test_batches_are_cut_to_what_the_topic_takes(way: dict[str, Any], topic: str
         sent = producer.send_many(topic, values).result(20)
         assert sum(one.record_count for one in sent) == len(values)
         assert len(sent) < 2 * len(values) * 100 / 20_000
-        for future in [producer.send(topic, value) for value in values]:
+        emit = producer.sender(topic)
+        for value in values:
+            emit(value)
+        assert producer.flush() == 0
+        large = [bytes(100), bytes(15_000), bytes(6_000)]  # each fits, but not all in one batch
+        for future in [producer.send(topic, value) for value in [*values, *large]]:
             assert future.exception(20) is None
-    assert ends(way, topic, 1) == [2 * len(values)]
+    assert ends(way, topic, 1) == [3 * len(values) + len(large)]
+
+
+def test_a_flush_with_acks_0_waits_for_what_a_full_lane_has_no_room_for(
+    way: dict[str, Any], topic: str, broker: Broker
+) -> None:
+    values = [bytes(1_000)] * 40_000
+    with Producer(way, acks=0, buffer_memory=256 << 20) as producer:
+        producer.send(topic, b"first", partition=0)
+        assert producer.flush() == 0
+        leader = leader_of(way, topic)
+        pid = broker.signal(leader, signal.SIGSTOP)
+        try:
+            producer.send_many(topic, values, partition=0)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert producer.flush() == 0
+        wait_until(lambda: ends(way, topic, 1) == [1 + len(values)], what="all of it in the log")
 
 
 def test_serializers_are_applied(way: dict[str, Any], topic: str) -> None:
@@ -236,6 +265,13 @@ def test_many_threads_share_one_producer(way: dict[str, Any], topic: str) -> Non
         for thread in threads:
             thread.join()
     assert sum(ends(way, topic, 3)) == 4 * 301
+
+
+def test_batches_are_cut_to_what_the_broker_takes_of_topics_that_say_nothing() -> None:
+    config = {"topics": {"max_message_bytes": 64 << 10}}
+    with Broker(workers=1, config=config) as broker, Producer(bootstrap_servers=broker.bootstrap_servers) as producer:
+        sent = producer.send_many("t", [bytes(1_000)] * 500).result(20)
+        assert sum(one.record_count for one in sent) == 500
 
 
 def test_an_unknown_topic_is_named_where_it_may_not_be_created() -> None:

@@ -83,7 +83,7 @@ def golden_messages() -> dict[str, m.Message]:
     topic = m.TopicInfo("orders", 1, 0, {"retention.ms": "1000"}, [partition])
     return {
         "Hello": m.Hello("app", 1, 1, "zbroker 0"),
-        "Welcome": m.Welcome(1, "id", "zbroker 0", "/run", "/run/boards", 77, 1000, True, 1 << 20),
+        "Welcome": m.Welcome(1, "id", "zbroker 0", "/run", "/run/boards", 77, 1000, True, 1 << 20, 1 << 19),
         "ProcessHello": m.ProcessHello(16, 99),
         "ProcessWelcome": m.ProcessWelcome(77),
         "MetadataRequest": m.MetadataRequest(["orders"], True),

@@ -57,7 +57,7 @@ class Accumulator:
         self.request_bytes_max = min(settings.max_request_size, connection.welcome.message_max_bytes)
         self.batch_limit = self.request_bytes_max - BATCH_OVERHEAD_BYTES
         self.batch_max = min(settings.batch_size, self.batch_limit)
-        self._room_min = self.batch_max - self.batch_limit  # below zero: the last record may pass batch_size
+        self._topic_bytes_max = connection.welcome.batch_max_bytes or self.request_bytes_max
         self._connection = connection
         self._delivery = delivery
         self._buffer_memory = settings.buffer_memory
@@ -86,8 +86,8 @@ class Accumulator:
         with self.lock:
             queue = named if named is not None else sender.queue_for(key)
             batch = queue.open
-            if batch is None or batch.room - size < self._room_min or batch.owner not in (0, get_ident()):
-                batch = self._next_batch(queue, size, sender.batch_bytes_max)
+            if batch is None or batch.room - size < sender.room_min or batch.owner not in (0, get_ident()):
+                batch = self._next_batch(queue, size, sender.room)
             index = len(batch.values)
             batch.values.append(value)
             if key is not None or batch.has_keys:
@@ -131,7 +131,7 @@ class Accumulator:
         with self.lock:
             return index < batch.count
 
-    def _next_batch(self, queue: PartitionQueue, size: int, limit_bytes: int) -> Batch:
+    def _next_batch(self, queue: PartitionQueue, size: int, room: int) -> Batch:
         if size > self.batch_limit:
             raise self.too_large(size)
         if self.is_closed or self._delivery.fatal is not None:
@@ -139,8 +139,7 @@ class Accumulator:
         if queue.open is not None:
             queue.close_open()
         batch = queue.open = self._delivery.new_batch(queue)
-        # The last record may pass what is aimed at: a topic with a low limit is aimed at half of it.
-        batch.room = min(self.batch_max, (limit_bytes - BATCH_OVERHEAD_BYTES) // 2)
+        batch.room = room
         batch.owner = self._thread_alone()
         if batch.created_ns >= self._refresh.due_ns:
             self._refresh.ask(self.topics)
@@ -226,10 +225,14 @@ class Accumulator:
             if found is None:
                 queues = [self._delivery.queue(topic, number) for number in range(len(info.partitions))]
                 found = self.topics[topic] = TopicSender(topic, queues, self.settings.partitioner)
-                found.follow(info.config)
+                self._bound(found, info)
                 if self._is_plain:
                     self.plain_topics[topic] = found
             return found
+
+    def _bound(self, sender: TopicSender, info: TopicInfo) -> None:
+        of_topic = int(info.config.get("max.message.bytes", self._topic_bytes_max))
+        sender.bound(min(self.request_bytes_max, of_topic), BATCH_OVERHEAD_BYTES, self.batch_max)
 
     def queue_at(self, sender: TopicSender, partition: int) -> PartitionQueue:
         """The queue of a named partition, which may have been added a moment ago."""
@@ -243,7 +246,7 @@ class Accumulator:
         with self.lock:
             sender = self.topics.get(info.name)
             if sender is not None:
-                sender.follow(info.config)
+                self._bound(sender, info)
                 numbers = range(sender.count, len(info.partitions))
                 sender.grow([self._delivery.queue(info.name, number) for number in numbers])
 

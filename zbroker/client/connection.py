@@ -212,6 +212,11 @@ class Connection(Exchange):
         """Whether this thread may wait for answers in the middle of a call: not in a callback."""
         return not self.is_replayed and self._pumping_thread != threading.get_ident()
 
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether messages wait for room in a lane or in the socket: somebody has to receive until they are gone."""
+        return bool(self._outbox) or any(lane.outbox for _, lane in self._lane_list)
+
     def rouse(self, target: int) -> None:
         """Wake a worker that sleeps, if there is a lane to it: a request for it is being made."""
         with self._lock:

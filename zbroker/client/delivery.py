@@ -242,7 +242,7 @@ class Delivery:
             with self.lock:
                 while marks and has_passed(*marks[-1]):
                     marks.pop()
-                return not marks
+            return not marks and not self._is_backed_up()
 
         self.wait_for(is_done, limit_ms)
         return self._unsent_records() if is_local else self.unanswered_records()
@@ -298,7 +298,11 @@ class Delivery:
 
     def has_work(self) -> bool:
         """See Work. Without the lock: a thread that is interrupted while it has it holds up whoever sends."""
-        return any(not queue.is_empty for queue in list(self._queues.values()))
+        return any(not queue.is_empty for queue in list(self._queues.values())) or self._is_backed_up()
+
+    def _is_backed_up(self) -> bool:
+        # With acks=0 a batch is done when it was handed over, be it to a lane without room.
+        return not self.acks and self._connection.is_backed_up
 
     def do_what_is_due(self) -> None:
         """See Work."""
@@ -318,6 +322,8 @@ class Delivery:
                     if queue.open is batch:
                         queue.is_awaited = False
                         queue.close_open()
+        if self._deferred:  # with acks=0 what was closed is done, and nothing else may come to say so
+            self._make_calls([])
 
     def until_service_ms(self) -> float:
         """See Work."""

@@ -137,7 +137,7 @@ class BatchRun:
         accumulator, sender = self._accumulator, self._sender
         first, count = 0, len(columns.values)
         sample = columns.values[0] if count else None
-        limit_bytes = min(accumulator.request_bytes_max, sender.batch_bytes_max)
+        limit_bytes = sender.batch_bytes_max
         most_bytes = min(MANY_BYTES, limit_bytes - BATCH_OVERHEAD_BYTES, accumulator.settings.buffer_memory // 8)
         run = _even_run(count, most_bytes // ((len(sample) if sample else 0) + 8))
         while first < count:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX
+from zbroker.client.accumulator import BATCH_OVERHEAD_BYTES, RECORDS_PER_BATCH_MAX
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, InvalidRecordError
 from zbroker.record.columns import encode_columns
@@ -45,7 +45,8 @@ class Emitter:
         self._keyless: list[Any] = []
         self._first_error: Exception | None = None
         self._turn_lock = threading.Lock()
-        self._limit = min(max(self._accumulator.batch_max, EMITTED_BYTES), self._accumulator.batch_limit)
+        most_bytes = min(self._accumulator.batch_limit, self._sender.batch_bytes_max - BATCH_OVERHEAD_BYTES)
+        self._limit = max(1, min(max(self._accumulator.batch_max, EMITTED_BYTES), most_bytes))
         self.emit = self._make_emit()
 
     def _make_emit(self) -> Callable[..., None]:
@@ -145,10 +146,10 @@ class Emitter:
             # The lists are gone, and the thread that is here need not be the one that emitted.
             self._fail(error if isinstance(error, BrokerError) else InvalidRecordError(f"not encodable: {error}"))
             return
-        if len(encoded) > self._accumulator.request_bytes_max:
-            if len(values) == 1:
-                self._fail(self._accumulator.too_large(len(encoded)))
-                return
+        if len(encoded) > self._accumulator.request_bytes_max and len(values) == 1:
+            self._fail(self._accumulator.too_large(len(encoded)))
+            return
+        if len(encoded) > self._sender.batch_bytes_max and len(values) > 1:
             half = len(values) // 2
             self._send(queue, values[:half], None if keys is None else keys[:half])
             self._send(queue, values[half:], None if keys is None else keys[half:])

@@ -8,7 +8,7 @@ lock, but for `at`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from zbroker.client.partition_queue import PartitionQueue
@@ -20,11 +20,23 @@ class TopicSender:
     """The queues of one topic. `hash_of(key) % count` is the partition of a record with a key; `keyless(key, count)`,
     where there is one, that of every record."""
 
-    __slots__ = ("batch_bytes_max", "count", "hash_of", "keyless", "queues", "sticky", "topic", "turn")
+    __slots__ = (
+        "batch_bytes_max",
+        "count",
+        "hash_of",
+        "keyless",
+        "queues",
+        "room",
+        "room_min",
+        "sticky",
+        "topic",
+        "turn",
+    )
 
     def __init__(self, topic: str, queues: list[PartitionQueue], partitioner: Any) -> None:
         self.topic = topic
         self.batch_bytes_max = sys.maxsize
+        self.room = self.room_min = 0
         self.queues = queues
         self.count = len(queues)
         self.turn = 0
@@ -45,9 +57,12 @@ class TopicSender:
         self.turn = (self.turn + 1) % self.count
         self.sticky = self.queues[self.turn]
 
-    def follow(self, config: Mapping[str, str]) -> None:
-        """Take what the topic's configuration says of batches."""
-        self.batch_bytes_max = int(config.get("max.message.bytes", sys.maxsize))
+    def bound(self, bytes_max: int, overhead_bytes: int, room: int) -> None:
+        """No batch of more than `bytes_max` with its overhead; `room` is aimed at, which the last record may pass."""
+        limit = bytes_max - overhead_bytes
+        self.batch_bytes_max = bytes_max
+        self.room = min(room, limit)
+        self.room_min = self.room - limit
 
     def grow(self, queues: list[PartitionQueue]) -> None:
         """Take the queues of partitions that the topic got meanwhile."""

@@ -25,7 +25,8 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Router to client: the version to speak, and what this broker allows."""
+    """Router to client: the version to speak, and what this broker allows. `batch_max_bytes` is what topics take that
+    say nothing else themselves; 0: not known."""
 
     protocol: int
     cluster_id: str
@@ -36,6 +37,7 @@ class Welcome(Message, frozen=True):
     owner_uid: int
     shared_memory: bool
     message_max_bytes: int
+    batch_max_bytes: int = 0
 
 
 class ProcessHello(Message, frozen=True):
