@@ -50,6 +50,7 @@ class Load:
 
     def __init__(self, broker: Broker, acks: str) -> None:
         self.acknowledged: set[bytes] = set()
+        self.errors: list[BrokerError] = []
         self._broker = broker
         self._acks = acks
         self._numbers = [0] * PRODUCERS
@@ -69,9 +70,12 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def has(self, count: int) -> bool:
-        """Whether so many records were acknowledged."""
-        return len(self.acknowledged) >= count
+    def wait_for(self, count: int) -> None:
+        """Wait until so many records were acknowledged; else fail with what the broker and the producers say."""
+        try:
+            wait_until(lambda: len(self.acknowledged) >= count, what=f"{count} acknowledged records")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; seed {SEED}; {self.errors[-5:]}\n{self._broker.log[-6_000:]}") from None
 
     def _send(self, producer_number: int) -> None:
         settings = {"acks": self._acks, "delivery_timeout_ms": 2_000, "request_timeout_ms": 1_000}
@@ -81,7 +85,8 @@ class Load:
                 self._numbers[producer_number] += 5
                 try:
                     producer.send_many("t", values, partition=producer_number % 2).result(5)
-                except BrokerError:
+                except BrokerError as error:
+                    self.errors.append(error)
                     continue
                 self.acknowledged.update(values)
 
@@ -117,7 +122,7 @@ def cut_again_and_again(broker: Broker, disk: LoopDisk, load: Load, cuts: int) -
         enough = len(load.acknowledged) + 50
         load.begin()
         try:
-            wait_until(partial(load.has, enough))
+            load.wait_for(enough)
             time.sleep(generator.uniform(0, 0.2))
             broker.cut_power(disk)
         finally:
