@@ -71,7 +71,7 @@ def test_t21_a_bad_network_loses_doubles_and_reorders_nothing(name: str, tmp_pat
             report = run_chaos(plan, Target(broker, proxy), tmp_path, disturbances=[proxy.over])
         finally:
             proxy.close()
-        assert report.is_sound, report
+        assert report.is_sound, str(report)
         assert report.acknowledged >= 400, (report, proxy.done)
         weather = WEATHERS[name]
         for what in ("drop", "duplicate", "reorder", "corrupt"):

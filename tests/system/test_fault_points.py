@@ -44,7 +44,7 @@ def test_t20_processes_die_at_every_point_of_the_protocol_and_nothing_is_lost(
             segment_bytes=64 << 10,
         )
         report = run_chaos(plan, Target(broker), tmp_path, disturbances=[killer.over])
-        assert report.is_sound, report
+        assert report.is_sound, str(report)
         assert not report.refusals, f"a producer was shown an error: {report.refusals}"
         assert broker.stop() == 0
         assert compare_copies([broker.paths.data_dir]) == []
