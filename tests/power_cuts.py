@@ -14,14 +14,13 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import msgspec
 import psutil
 
-from tests.conditions import wait_until
+from tests.conditions import wait_until, wait_until_stopped
 from zbroker import testing
 from zbroker.config.schema import ServerConfig
 from zbroker.storage.files import Files
@@ -95,9 +94,7 @@ class Broker(testing.Broker):
         processes += processes[0].children(recursive=True)
         for one in processes:
             os.kill(one.pid, signal.SIGSTOP)
-        deadline_s = time.monotonic() + 10
-        while any(one.status() != psutil.STATUS_STOPPED for one in processes):
-            assert time.monotonic() < deadline_s, processes
+        wait_until_stopped(*(one.pid for one in processes))
         disk.cut()
         self.kill_all()
         for memory in (self.paths.run_dir, self.paths.boards_dir):

@@ -10,9 +10,7 @@ import stat
 import termios
 from array import array
 
-import psutil
-
-from tests.conditions import wait_until
+from tests.conditions import wait_until, wait_until_stopped
 from tests.router_process import PlayedProcess, RouterProcess, Talker
 from zbroker import ids
 from zbroker.wire.layout import Api, pack_request, unpack_header
@@ -39,7 +37,7 @@ def test_what_is_under_way_at_a_stop_is_delivered() -> None:
             client.send([pack_request(Api.PRODUCE, number, WORKER), bytes(1_000)])
         asked = [worker.take() for _ in range(count)]
         router.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: psutil.Process(router.process.pid).status() == psutil.STATUS_STOPPED, what="a stop")
+        wait_until_stopped(router.process.pid)
         for address, _, header, body in asked:
             worker.answer(address, header, *body)
         wait_until(lambda: unread_by_the_other_side() >= count * 1_000, what="answers in the kernel")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from zbroker.client.accumulator import BATCH_OVERHEAD_BYTES, RECORDS_PER_BATCH_MAX, Accumulator
+from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX, Accumulator
 from zbroker.client.batches import Batch
 from zbroker.client.partition_queue import PartitionQueue
 from zbroker.client.terms import Terms
@@ -138,7 +138,7 @@ class BatchRun:
         first, count = 0, len(columns.values)
         sample = columns.values[0] if count else None
         limit_bytes = sender.batch_bytes_max
-        most_bytes = min(MANY_BYTES, limit_bytes - BATCH_OVERHEAD_BYTES, accumulator.settings.buffer_memory // 8)
+        most_bytes = min(MANY_BYTES, sender.content_bytes_max, accumulator.settings.buffer_memory // 8)
         run = _even_run(count, most_bytes // ((len(sample) if sample else 0) + 8))
         while first < count:
             last = min(count, first + run)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zbroker.client.accumulator import BATCH_OVERHEAD_BYTES, RECORDS_PER_BATCH_MAX
+from zbroker.client.accumulator import RECORDS_PER_BATCH_MAX
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import BrokerError, InvalidRecordError
 from zbroker.record.columns import encode_columns
@@ -45,8 +45,7 @@ class Emitter:
         self._keyless: list[Any] = []
         self._first_error: Exception | None = None
         self._turn_lock = threading.Lock()
-        most_bytes = min(self._accumulator.batch_limit, self._sender.batch_bytes_max - BATCH_OVERHEAD_BYTES)
-        self._limit = max(1, min(max(self._accumulator.batch_max, EMITTED_BYTES), most_bytes))
+        self._limit = max(1, min(max(self._accumulator.batch_max, EMITTED_BYTES), self._sender.content_bytes_max))
         self.emit = self._make_emit()
 
     def _make_emit(self) -> Callable[..., None]:

@@ -22,6 +22,7 @@ class TopicSender:
 
     __slots__ = (
         "batch_bytes_max",
+        "content_bytes_max",
         "count",
         "hash_of",
         "keyless",
@@ -35,7 +36,7 @@ class TopicSender:
 
     def __init__(self, topic: str, queues: list[PartitionQueue], partitioner: Any) -> None:
         self.topic = topic
-        self.batch_bytes_max = sys.maxsize
+        self.batch_bytes_max = self.content_bytes_max = sys.maxsize
         self.room = self.room_min = 0
         self.queues = queues
         self.count = len(queues)
@@ -59,10 +60,10 @@ class TopicSender:
 
     def bound(self, bytes_max: int, overhead_bytes: int, room: int) -> None:
         """No batch of more than `bytes_max` with its overhead; `room` is aimed at, which the last record may pass."""
-        limit = bytes_max - overhead_bytes
         self.batch_bytes_max = bytes_max
-        self.room = min(room, limit)
-        self.room_min = self.room - limit
+        self.content_bytes_max = bytes_max - overhead_bytes
+        self.room = min(room, self.content_bytes_max)
+        self.room_min = self.room - self.content_bytes_max
 
     def grow(self, queues: list[PartitionQueue]) -> None:
         """Take the queues of partitions that the topic got meanwhile."""

@@ -289,9 +289,10 @@ class Lifecycle:
     def _has_stand_in(self, process: _Process) -> bool:
         """Whether another process can lead in its place."""
         group = stop_group(process.number)
-        return group == 0 and any(
-            one.state is State.RUNNING for one in self._processes.values() if stop_group(one.number) == group
-        )
+        return group == 0 and any(one.state is State.RUNNING for one in self._in_group(group))
+
+    def _in_group(self, group: int) -> list[_Process]:
+        return [one for one in self._processes.values() if stop_group(one.number) == group]
 
     def backoff_ms(self, deaths_in_row: int) -> int:
         """How long a process waits for its next start."""
@@ -302,7 +303,7 @@ class Lifecycle:
 
     def _give_up(self, process: _Process, now_ns: int, reason: str, exit_code: int) -> list[Effect]:
         process.state, process.deadline_ns = State.FAILED, None
-        group = [one for number, one in self._processes.items() if stop_group(number) == stop_group(process.number)]
+        group = self._in_group(stop_group(process.number))
         text = f"{process.name} is given up: {reason}"
         if any(one.state is not State.FAILED for one in group) and exit_code != EXIT_BAD_CONFIG:
             return [Report(f"{text}; the others go on without it (SIGHUP tries again)", is_error=True)]
@@ -346,7 +347,7 @@ class Lifecycle:
             if group <= self._signalled_groups:
                 return effects
             self._signalled_groups = group
-            effects += self._terminate(one for one in self._processes.values() if stop_group(one.number) == group)
+            effects += self._terminate(self._in_group(group))
         return self._finish_if_empty()
 
     def _terminate(self, processes: Iterable[_Process]) -> list[Effect]:
