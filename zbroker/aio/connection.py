@@ -157,13 +157,10 @@ class LoopConnection(WakeableConnection):
     def _keep_ticking(self) -> None:
         if self.is_closed or (self._ticker is not None and not self._ticker.cancelled()):
             return
-        if self._is_backed_up():
+        if self.is_backed_up:
             self._ticker = self._loop.call_later(BACKED_UP_TICK_S, self._tick)
         elif len(self._unanswered):
             self._ticker = self._loop.call_later(TICK_S, self._tick)
-
-    def _is_backed_up(self) -> bool:
-        return bool(self._outbox) or any(lane.is_backed_up for _, lane in self._lane_list)
 
     def _tick(self) -> None:
         self._ticker = None
@@ -174,7 +171,7 @@ class LoopConnection(WakeableConnection):
         correlation = super().submit(*arguments, **options)
         if self._unanswered.has_lost:
             self._loop.call_soon(self._turn)
-        elif self._is_backed_up() and self._ticker is not None:
+        elif self.is_backed_up and self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
         self._keep_ticking()
