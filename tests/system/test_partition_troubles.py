@@ -20,6 +20,14 @@ def output_of(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capfd.readouterr().out
 
 
+def troubles_of(capfd: pytest.CaptureFixture[str]) -> str:
+    """What status says on stderr; what it prints is the table alone, troubles or not."""
+    main(["status", "--interval", "1ms"])
+    found = capfd.readouterr()
+    assert len({line.count("\t") for line in found.out.splitlines()}) == 1, found.out
+    return found.err
+
+
 def rule(text: str, name: str) -> tuple[str, str]:
     """(level, message) of a rule in the doctor's answer."""
     (found,) = [one for one in json.loads(text) if one["rule"] == name]
@@ -33,17 +41,17 @@ def test_a_partition_without_a_leader_is_counted_by_status_and_named_by_the_doct
         monkeypatch.setenv("ZBROKER_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
         with AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
             admin.create_topics([NewTopic("pay", 2)])
-        wait_until(lambda: "partitions:" not in output_of(capfd, "status", "--interval", "1ms"))
+        wait_until(lambda: "partitions:" not in troubles_of(capfd))
         assert rule(output_of(capfd, "doctor", "--json"), "leaders")[0] == "PASS"
         os.kill(broker.supervisor_pid, signal.SIGSTOP)
         try:
             os.kill(broker.pid_of("worker-0"), signal.SIGKILL)
-            wait_until(lambda: "2 without a leader" in output_of(capfd, "status", "--interval", "1ms"))
+            wait_until(lambda: "2 without a leader" in troubles_of(capfd))
             text = output_of(capfd, "doctor", "--json")
             assert rule(text, "leaders") == ("FAIL", "2 partitions have no leader: pay:0, pay:1")
         finally:
             os.kill(broker.supervisor_pid, signal.SIGCONT)
-        wait_until(lambda: "without a leader" not in output_of(capfd, "status", "--interval", "1ms"))
+        wait_until(lambda: "without a leader" not in troubles_of(capfd))
 
 
 def test_a_copy_that_falls_behind_is_counted_by_status_and_named_by_the_doctor(
@@ -61,12 +69,12 @@ def test_a_copy_that_falls_behind_is_counted_by_status_and_named_by_the_doctor(
             pid = broker.signal("replica-0", signal.SIGSTOP)
             try:
                 producer.send_many("pay", [b"x"] * 10).result(30)
-                wait_until(lambda: "1 with copies out of sync" in output_of(capfd, "status", "--interval", "1ms"))
+                wait_until(lambda: "1 with copies out of sync" in troubles_of(capfd))
                 text = output_of(capfd, "doctor", "--json")
                 assert rule(text, "copies") == ("WARN", "1 partition has copies that are not in sync: pay:0")
             finally:
                 os.kill(pid, signal.SIGCONT)
-            wait_until(lambda: "out of sync" not in output_of(capfd, "status", "--interval", "1ms"))
+            wait_until(lambda: "out of sync" not in troubles_of(capfd))
 
 
 def test_a_damaged_copy_is_found_by_the_doctor_without_a_broker(

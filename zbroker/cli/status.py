@@ -177,7 +177,7 @@ def _show(
     print_table(options, _COLUMNS, rows, title=title)
     troubles = _troubles(second)
     if troubles:
-        click.echo(f"{troubles}: zbroker doctor names them")
+        click.echo(f"{troubles}: zbroker doctor names them", err=True)
 
 
 def _troubles(samples: list[Sample]) -> str:
