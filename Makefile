@@ -3,11 +3,13 @@ PYTHON ?= $(shell command -v python3.13 >/dev/null 2>&1 && python3.13 -c '' 2>/d
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
+SHORT := build/bench
+PUBLISHED := bench/results
 
-.PHONY: help install demo test lint types unit system bench bench-peers clean
+.PHONY: help install demo test lint types unit system bench bench-publish bench-peers clean
 
 help: ## show the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(BIN)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zbroker needs Python 3.11 or later: make PYTHON=python3.11 ...")'
@@ -36,11 +38,20 @@ unit: $(BIN)/.ready ## tests that start no broker
 system: $(BIN)/.ready ## tests with real processes and faults
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/system tests/fault
 
-bench: $(BIN)/.ready ## the short benchmarks, five minutes; results and plots in bench/results, tables in the documents
-	$(BIN)/python -m bench --rounds 2 --disk-records 6000000
-	$(BIN)/zbroker bench scale --workers 1,2,4 --partitions 1,4,16 --rounds 2 -q -o bench/results/scale.json
-	$(BIN)/zbroker bench scale --many 1,10,100,1000 --readers 1,2,5,20 --logs 16,64 --rounds 1 -q -o bench/results/costs.json
-	$(BIN)/zbroker bench claims --rounds 1 -q -o bench/results/claims.json
+# What is published stays as it is: the short suite says how this machine does, in a folder that git leaves alone.
+bench: $(BIN)/.ready ## the short benchmarks, five minutes; results and a page of them in build/bench
+	mkdir -p $(SHORT)
+	$(BIN)/python -m bench --rounds 2 --disk-records 6000000 -o $(SHORT)/main_path.json
+	$(BIN)/zbroker bench scale --workers 1,2,4 --partitions 1,4,16 --rounds 2 -q -o $(SHORT)/scale.json
+	$(BIN)/zbroker bench scale --many 1,10,100,1000 --readers 1,2,5,20 --logs 16,64 --rounds 1 -q -o $(SHORT)/costs.json
+	$(BIN)/zbroker bench claims --rounds 1 -q -o $(SHORT)/claims.json
+	$(BIN)/zbroker bench report $(SHORT)/*.json -o $(SHORT)/report.html
+
+bench-publish: $(BIN)/.ready ## the long ones, half an hour; results and plots in bench/results, tables in the documents
+	$(BIN)/python -m bench --rounds 9 --disk-records 6000000
+	$(BIN)/zbroker bench scale --workers 1,2,4 --partitions 1,4,16 --rounds 5 -q -o $(PUBLISHED)/scale.json
+	$(BIN)/zbroker bench scale --many 1,10,100,1000 --readers 1,2,5,10,25,50 --logs 16,64,256,1024 --rounds 1 -q -o $(PUBLISHED)/costs.json
+	$(BIN)/zbroker bench claims --rounds 3 -q -o $(PUBLISHED)/claims.json
 	$(BIN)/python -m bench.readme
 
 bench-peers: $(BIN)/.ready-peers ## zbroker beside Kafka, Redis, NATS and RabbitMQ, as far as they are installed

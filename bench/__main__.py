@@ -58,12 +58,14 @@ def measure(parts: tuple[str, ...], rounds: int, small: bool, disk: Path, disk_r
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="These parts alone; the results are not saved.")
 @click.option("--disk", default="/var/tmp", show_default=True, type=Path, help="A directory on the disk to measure.")
 @click.option("--disk-records", default=DISK_RECORDS, show_default=True, help="Records that are written to the disk.")
-def main(rounds: int, small: bool, only: tuple[str, ...], disk: Path, disk_records: int) -> None:
-    """Measure the main path beside bare loops, print the table, and write bench/results/main_path.json."""
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the results there.")
+def main(rounds: int, small: bool, only: tuple[str, ...], disk: Path, disk_records: int, output: Path | None) -> None:
+    """Measure the main path beside bare loops, print the table, and write bench/results/main_path.json (or -o)."""
     rows = measure(only or PARTS, rounds, small, disk, disk_records)
     print_table(rows)
-    if not small and not only:
-        print(save("main_path", command_of("bench"), rows, about="100-byte records, one worker"))
+    if output is not None or not (small or only):
+        about = "100-byte records, one worker"
+        print(save("main_path", command_of("bench"), rows, about=about, path=output))
 
 
 if __name__ == "__main__":

@@ -79,9 +79,10 @@ def save(
     directories: Mapping[str, Path] | None = None,
     tables: Sequence[Table] = (),
     plots: Sequence[Plot] = (),
+    path: Path | None = None,
 ) -> Path:
-    """Write results/NAME.json as `zbroker.load.results` describes it; give its path."""
-    path = RESULTS / f"{name}.json"
+    """Write results/NAME.json, or the file at `path`, as `zbroker.load.results` describes it; give its path."""
+    path = path or RESULTS / f"{name}.json"
     found = results(command, rows, about=about, seed=seed, directories=directories, tables=tables, plots=plots)
     save_results(found, path)
     return path

@@ -170,6 +170,32 @@ def test_a_callback_that_waits_is_told_so_in_place_of_a_hang(connection: Connect
     assert len(raised) == 2
 
 
+def test_what_is_called_at_a_process_s_death_is_a_callback_too(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[BaseException] = []
+
+    def ended(_: int) -> None:
+        for call in (lambda: connection.wait_for(lambda: False, 10_000), connection.close):
+            with pytest.raises(ConcurrentUseError) as error:
+                call()
+            raised.append(error.value)
+
+    monkeypatch.setattr(connection, "process_ended", ended)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        connection._watch.watch(16, ids.incarnation_of(process.pid))
+
+        def kill_asleep() -> None:
+            wait_until(lambda: connection._is_asleep)
+            process.kill()
+
+        killer = threading.Thread(target=kill_asleep)
+        killer.start()
+        connection.wait_for(lambda: len(raised) == 2, 10_000)
+        killer.join()
+    assert len(raised) == 2
+
+
 def test_threads_share_a_connection(connection: Connection) -> None:
     done: list[int] = []
 

@@ -122,8 +122,8 @@ class LoopConnection(WakeableConnection):
             self._doorbell.drain()
         elif fd == self._socket.fileno():
             self._socket.needs_look = True
-        elif (number := self._watch.number_of(fd)) is not None:
-            self._process_died(number)
+        else:
+            self._look_for_deaths_next()
         self._turn()
 
     def _turn(self) -> None:

@@ -269,10 +269,11 @@ class Exchange:
             elif fd == self._socket.fileno():
                 self._socket.needs_look = True
             else:
-                with self._lock:
-                    number = self._watch.number_of(fd)
-                if number is not None:
-                    self._process_died(number)
+                self._look_for_deaths_next()
+
+    def _look_for_deaths_next(self) -> None:
+        """A watched process has ended: said by the next delivery, for in there callbacks are known to be callbacks."""
+        self._next_expiry_ns = 0
 
     def _process_died(self, target: int) -> None:
         lane = self._lanes.get(target)

@@ -49,10 +49,6 @@ class ProcessWatch:
             self._poll.unregister(watched[0])
             os.close(watched[0])
 
-    def number_of(self, fd: int) -> int | None:
-        """The process that a descriptor stands for; None when it is watched no more."""
-        return next((number for number, (pidfd, _) in self._watched.items() if pidfd == fd), None)
-
     def ended(self) -> list[int]:
         """The watched processes that have ended, without waiting."""
         if not self._watched:
