@@ -126,6 +126,8 @@ class Coordinator:
         process = self.alive.get(answer.number)
         if process is None or process.incarnation != answer.incarnation:
             return
+        if answer.is_suspect and process.was_suspect:
+            return  # said again, or before it was told that this was noted: it still has to be told
         process.answered = max(process.answered, (answer.leader_epoch, answer.partition_epoch))
         if self.must_compare and answer.leader_epoch == self.leader_epoch:
             process.at = (answer.last_epoch, answer.log_end)
