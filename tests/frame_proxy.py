@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from zbroker.load.plan import Plan, Target
+from zbroker.record.layout import HEADER_BYTES as BATCH_HEADER_BYTES
 from zbroker.wire.layout import HEADER, HEADER_BYTES, Api
 
 GREETING_BYTES = 64
@@ -175,7 +176,9 @@ class FrameProxy:
     def _damaged(self, message: list[Frame]) -> list[Frame]:
         before, data = message[-1]
         flipped = bytearray(data)
-        flipped[self._rng.randrange(len(data))] ^= 1 << self._rng.randrange(8)
+        # Every other time in the header, where a batch's own checksum does not cover all.
+        end = self._rng.choice((BATCH_HEADER_BYTES, len(data)))
+        flipped[self._rng.randrange(end)] ^= 1 << self._rng.randrange(8)
         return [*message[:-1], (before, bytes(flipped))]
 
 

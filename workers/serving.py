@@ -20,6 +20,7 @@ from zbroker.errors import (
     NotLeaderForPartitionError,
     OffsetOutOfRangeError,
 )
+from zbroker.record.crc import crc32c
 from zbroker.shm.board import BoardWriter
 from zbroker.shm.layout import Counter
 from zbroker.wire.codec import decode, encode
@@ -235,11 +236,8 @@ class Serving:
                 chunks.append(chunk)
                 size_bytes += len(chunk)
             has_error = has_error or error != 0
-            answers.append(
-                FetchedPartition(
-                    one.topic_id, one.partition, error, leader.high_watermark, leader.log.log_start, len(chunk)
-                )
-            )
+            bounds = (leader.high_watermark, leader.log.log_start)
+            answers.append(FetchedPartition(one.topic_id, one.partition, error, *bounds, len(chunk), crc32c(chunk)))
         return _Found(answers, chunks, size_bytes, has_error)
 
     def _answer_fetch(self, request: Request, found: _Found) -> None:

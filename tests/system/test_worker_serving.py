@@ -22,6 +22,7 @@ from zbroker.errors import (
     UnknownLeaderEpochError,
 )
 from zbroker.record.batch import batches_in, read_header
+from zbroker.record.crc import crc32c
 from zbroker.record.layout import MAGIC_COLUMNS
 from zbroker.shm.layout import CellState, Counter, ProcessState
 from zbroker.wire.codec import encode
@@ -211,7 +212,10 @@ def test_a_fetch_gives_whole_batches_within_its_bound_and_at_least_one(worker: S
     assert values_of(small) == [b"1" * 300]
     both = [FetchPartition(1, 0, 0, 1 << 20), FetchPartition(1, 1, 0, 1 << 20)]
     answer = worker.call(Api.FETCH, encode(FetchRequest(0, 1, 1_000, both)))
-    sizes = [one.size_bytes for one in answer.as_(FetchReply).partitions]
+    found = answer.as_(FetchReply).partitions
+    sizes = [one.size_bytes for one in found]
+    data = answer.body[1]
+    assert [one.crc for one in found] == [crc32c(data[: sizes[0]]), crc32c(data[sizes[0] :])]
     assert sum(sizes) == len(answer.body[1]) <= 1_000
     assert sizes[0] > 0
 

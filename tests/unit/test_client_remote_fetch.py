@@ -19,6 +19,8 @@ from zbroker.errors import (
 from zbroker.ids import TopicPartition
 from zbroker.record.batch import stamp
 from zbroker.record.columns import encode_columns
+from zbroker.record.crc import crc32c
+from zbroker.record.layout import HEADER_BYTES
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import Api
 from zbroker.wire.messages import (
@@ -187,6 +189,23 @@ def test_t21_an_answer_that_was_damaged_on_its_way_is_asked_for_again_after_a_pa
         case.ask(0)
         case.answer([good(0, batch(0))], batch(0))
         assert [record.value for found in one.read(0, 1 << 20) for record in found] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("position", range(HEADER_BYTES))
+def test_t21_an_answer_damaged_where_a_batch_has_no_checksum_is_asked_for_again(position: int) -> None:
+    case = Case()
+    one = case.partitions[0]
+    data = batch(4, 4) + batch(8)
+    for bit in range(8):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << bit
+        case.ask(6)
+        case.answer([FetchedPartition(5, 0, 0, 100, 0, len(data), crc32c(data))], bytes(damaged))
+        assert one.read(6, 1 << 20) == []
+        one.not_before_ns = 0
+        case.ask(6)
+        case.answer([FetchedPartition(5, 0, 0, 100, 0, len(data), crc32c(data))], data)
+        assert [(found.base_offset, found.header.leader_epoch) for found in one.read(6, 1 << 20)] == [(4, 1), (8, 1)]
 
 
 def test_t30_answers_with_lying_lengths_hurt_nobody() -> None:

@@ -89,7 +89,7 @@ def golden_messages() -> dict[str, m.Message]:
         "MetadataRequest": m.MetadataRequest(["orders"], True),
         "MetadataReply": m.MetadataReply(5, "id", "/run/c", [process], [topic]),
         "FetchRequest": m.FetchRequest(500, 1, 1 << 20, [m.FetchPartition(1, 0, 42, 1 << 16)]),
-        "FetchReply": m.FetchReply([m.FetchedPartition(1, 0, 0, 50, 2, 61)]),
+        "FetchReply": m.FetchReply([m.FetchedPartition(1, 0, 0, 50, 2, 61, 0xE3069283)]),
         "ListOffsetsRequest": m.ListOffsetsRequest([m.OffsetQuery(1, 0, m.LATEST)]),
         "ListOffsetsReply": m.ListOffsetsReply([m.OffsetAnswer(1, 0, 0, 42, -1)]),
         "OpenLane": m.OpenLane(4096, 8192),

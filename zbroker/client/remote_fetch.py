@@ -26,6 +26,7 @@ from zbroker.errors import (
     error_for,
 )
 from zbroker.ids import TopicPartition
+from zbroker.record.crc import crc32c
 from zbroker.record.view import RecordBatch
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import Api
@@ -133,6 +134,9 @@ class RemotePartition:
             self.error = self._error(found, offset)
             return
         if not data:
+            return
+        if found.crc >= 0 and found.crc != crc32c(data):
+            self._damaged(CorruptRecordError(f"{self.tp}: the leader's answer at offset {offset} was damaged"), offset)
             return
         try:
             run = read_run(self.make, data, 0, len(data), offset, found.high_watermark, len(data))

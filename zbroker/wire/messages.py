@@ -132,7 +132,10 @@ class FetchRequest(Message, frozen=True):
 
 
 class FetchedPartition(Message, frozen=True):
-    """What was found; the batches' bytes follow in the second frame, in the same order."""
+    """What was found; the batches' bytes follow in the second frame, in the same order.
+
+    `crc`: CRC-32C of these bytes, since a batch's own leaves out where it lies and of which epoch it is; -1: not known.
+    """
 
     topic_id: int
     partition: int
@@ -140,6 +143,7 @@ class FetchedPartition(Message, frozen=True):
     high_watermark: int
     log_start: int
     size_bytes: int
+    crc: int = -1
 
 
 class FetchReply(Message, frozen=True):
