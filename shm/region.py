@@ -96,6 +96,8 @@ def attach_file(path: Path, *, is_writable: bool = False) -> Region:
         if size_bytes < PAGE_BYTES or size_bytes % WORD_BYTES:
             raise StorageError(f"{path}: {size_bytes} bytes are no region", hint="it was not written by zbroker")
         return Region(fd, size_bytes, is_writable=is_writable)
+    except OSError as error:  # a directory, for one, has a size too
+        raise _typed(error, str(path)) from error
     finally:
         os.close(fd)
 

@@ -95,6 +95,11 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
         region.attach_file(tmp_path / "x")
 
 
+def test_a_directory_in_the_place_of_a_file_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="No such device"):
+        region.attach_file(tmp_path)
+
+
 def test_a_view_that_is_still_held_keeps_its_pages_after_close() -> None:
     area, fd = region.create_memfd("x", 4096)
     os.close(fd)
