@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from zbroker.client.batches import Batch
-from zbroker.client.partition_queue import PartitionQueue, Sent
+from zbroker.client.partition_queue import (
+    FILLED_FAST_NS,
+    FILLED_SLOWLY_NS,
+    ROOM_FIRST_BYTES,
+    PartitionQueue,
+    Sent,
+)
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import (
     BrokerError,
@@ -91,6 +97,27 @@ def test_at_most_max_in_flight_batches_are_on_their_way() -> None:
     assert sending.sent == batches[:2]
     queue.answered(batches[0], 0, produced(0))
     assert sending.sent == batches[:3]
+
+
+def test_batches_grow_while_they_fill_up_fast_and_shrink_when_time_closes_them() -> None:
+    sending = ScriptedSending()
+    queue = PartitionQueue(sending, "t", 0)
+
+    def fill(takes_ns: int, room_max: int) -> int:
+        queue.open = Batch(queue, sending.now)
+        queue.open.values.append(b"x")
+        sending.now += takes_ns
+        queue.close_full(room_max)
+        return queue.room_bytes
+
+    assert queue.room_bytes == ROOM_FIRST_BYTES
+    assert fill(1, ROOM_FIRST_BYTES // 2) == ROOM_FIRST_BYTES  # what it may not be is the accumulator's to say
+    assert fill(1, 3 * ROOM_FIRST_BYTES) == 2 * ROOM_FIRST_BYTES
+    assert fill(1, 3 * ROOM_FIRST_BYTES) == 3 * ROOM_FIRST_BYTES
+    assert fill(FILLED_FAST_NS, 4 * ROOM_FIRST_BYTES) == 3 * ROOM_FIRST_BYTES
+    assert fill(FILLED_SLOWLY_NS + 1, 4 * ROOM_FIRST_BYTES) == 3 * ROOM_FIRST_BYTES // 2
+    queue.close_old()
+    assert queue.room_bytes == ROOM_FIRST_BYTES
 
 
 def test_after_a_failure_nothing_newer_is_sent_until_all_are_answered_and_the_failed_go_first() -> None:

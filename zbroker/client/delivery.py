@@ -320,8 +320,7 @@ class Delivery:
             if batch is not None and batch.created_ns <= oldest_ns:
                 with self.lock:
                     if queue.open is batch:
-                        queue.is_awaited = False
-                        queue.close_open()
+                        queue.close_old()
         if self._deferred:  # with acks=0 what was closed is done, and nothing else may come to say so
             self._make_calls([])
 

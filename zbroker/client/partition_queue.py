@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from zbroker.client.batches import Batch, State
 from zbroker.client.lanes import ClientLane
@@ -36,6 +36,9 @@ from zbroker.wire.layout import PRODUCED
 # Close together while an election takes as long as it should; the last again and again, up to retry_backoff_ms.
 _CLOSED, _SENT, _DONE = State.CLOSED, State.SENT, State.DONE  # looking a member up takes longer than comparing it
 RETRY_AFTER_MS = (1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 10, 10, 10, 20, 50, 100)
+ROOM_FIRST_BYTES: Final = 64 << 10
+FILLED_FAST_NS: Final = 3 * NS_PER_MS // 2
+FILLED_SLOWLY_NS: Final = 2 * FILLED_FAST_NS
 
 
 class Sent(Enum):
@@ -91,7 +94,7 @@ class PartitionQueue:
 
     __slots__ = (
         "_retries", "closed_count", "closed_ns", "failed", "in_flight", "is_awaited", "lane", "lock", "needs_leader",
-        "open", "partition", "place", "producer", "retry_ns", "route", "sequences", "topic", "waiting",
+        "open", "partition", "place", "producer", "retry_ns", "room_bytes", "route", "sequences", "topic", "waiting",
     )  # fmt: skip
 
     def __init__(self, producer: Sending, topic: str, partition: int) -> None:
@@ -107,6 +110,9 @@ class PartitionQueue:
         self.retry_ns = 0
         self.needs_leader = False
         self._retries = 0
+        self.room_bytes = ROOM_FIRST_BYTES
+        """Of the next batch of a producer that does not linger: the more, the faster the last ones were full. (What is
+        old is closed by the background thread, to which a thread that sends without a pause leaves few turns.)"""
         self.closed_count = 0
         self.closed_ns = 0  # when the last one was
         self.is_awaited = False
@@ -138,6 +144,26 @@ class PartitionQueue:
             return self.sequences.expected(self.waiting[-1] if self.waiting else None)
         except IndexError:  # another thread has sent the last one meanwhile
             return NO_STAMP
+
+    def close_full(self, room_max: int) -> None:
+        """Close the open batch, which is full; the next one has room for at most `room_max` bytes. The lock is held."""
+        batch = self.open
+        assert batch is not None
+        self.close_open()
+        filled_ns = self.closed_ns - batch.created_ns
+        if filled_ns < FILLED_FAST_NS:
+            self.room_bytes = min(2 * self.room_bytes, max(room_max, ROOM_FIRST_BYTES))
+        elif filled_ns > FILLED_SLOWLY_NS:
+            self._shrink()
+
+    def close_old(self) -> None:
+        """Close the open batch, whose time is over. The lock is held."""
+        self.is_awaited = False
+        self._shrink()
+        self.close_open()
+
+    def _shrink(self) -> None:
+        self.room_bytes = max(ROOM_FIRST_BYTES, self.room_bytes // 2)
 
     def close_open(self) -> None:
         """Close the open batch and send what may be sent. The lock is held."""

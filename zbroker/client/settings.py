@@ -48,7 +48,7 @@ class ConnectionSettings(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a Producer. zbroker's own defaults: linger_ms 0, batch_size 64 KiB, partitioner mmh3."""
+    """Settings of a Producer. zbroker's own defaults: linger_ms 0, batch_size 256 KiB, partitioner mmh3."""
 
     acks: Annotated[
         int | str,
@@ -67,7 +67,7 @@ class ProducerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     linger_ms: Annotated[
         float, doc("how long a batch that is not full waits for more records", ge=0, le=TIME_MS_MAX)
     ] = 0.0
-    batch_size: Annotated[int, doc("bytes of a batch, for each partition", ge=1, le=16 << 20)] = 65_536
+    batch_size: Annotated[int, doc("most bytes of a batch, for each partition", ge=1, le=16 << 20)] = 262_144
     buffer_memory: Annotated[
         int, doc("bytes of all that is not acknowledged; send() waits when it is full", ge=65_536)
     ] = 33_554_432
