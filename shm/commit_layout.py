@@ -20,9 +20,11 @@ another size. Words as in `layout.py`: 64 bits, the host's byte order, one write
                                                                                                  coordinator
     slot, 2 words        0 committed  1 position                                                 member
 
-    `committed`, `position` and `start` are offsets plus 1; 0: nothing was stored. `start` is what the group had
-    committed when the partition was granted. `closed`: 0 the member may commit, 1 it may not any more, 2 what it had
-    committed is in the log of offsets. `closed_by`: 1 whoever closes a slot makes all processes pass a barrier, 0 not.
+    `committed` is the offset minus 1, which is that of the record before it; modulo 2^64, and 2^64 - 2, with which a
+    file is made: nothing was stored. `position` and `start` are offsets plus 1; 0: nothing was stored. `start` is what
+    the group had committed when the partition was granted. `closed`: 0 the member may commit, 1 it may not any more, 2
+    what it had committed is in the log of offsets. `closed_by`: 1 whoever closes a slot makes all processes pass a
+    barrier, 0 not.
 
 A slot is given out once: for the next partition, or the same one again, the next slot is used, and when a file has no
 more, a further file. So a late store never lands in somebody else's commits.
@@ -38,7 +40,7 @@ from typing import Final
 from zbroker.shm.layout import HEADER_BYTES, WORD_BYTES
 
 SLOTS_MAGIC: Final = int.from_bytes(b"zbSLOTS\0", "little")
-SLOTS_VERSION: Final = 2
+SLOTS_VERSION: Final = 3
 
 (
     S_MAGIC,
@@ -59,6 +61,7 @@ GRANT_WORDS: Final = 4
 G_KEY, G_CLOSED, G_START, G_GRANTED_EPOCH = range(4)
 SLOT_WORDS: Final = 2
 M_COMMITTED, M_POSITION = range(2)
+NOTHING_COMMITTED: Final = (1 << 64) - 2
 
 BY_FENCE: Final = 0
 BY_BARRIER: Final = 1
@@ -69,6 +72,20 @@ FOLDED: Final = 2
 
 SLOTS_MIN: Final = 64
 SLOTS_MAX: Final = 1 << 20
+
+
+_WORD_MAX: Final = (1 << 64) - 1
+
+
+def committed_word(offset: int) -> int:
+    """What `committed` is for an offset. For the place behind a record it is the record's own offset: a commit of that
+    has nothing to compute."""
+    return offset - 1 & _WORD_MAX
+
+
+def committed_offset(word: int) -> int:
+    """The offset that `committed` says; -1: none."""
+    return (word + 2 & _WORD_MAX) - 1
 
 
 class MemberState(IntEnum):
@@ -95,3 +112,4 @@ assert (S_POLLED_NS + 1) * WORD_BYTES <= NAMES_POSITION
 assert GRANT_WORDS * WORD_BYTES == 32
 assert SLOT_WORDS * WORD_BYTES == 16
 assert file_bytes(SLOTS_MIN) == 9216
+assert committed_offset(NOTHING_COMMITTED) == -1

@@ -28,7 +28,9 @@ The last store wins: going back is legal. The other words are for information; t
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
+from ctypes import c_uint64
 from pathlib import Path
 from typing import NamedTuple, Self, TypeAlias
 
@@ -40,9 +42,11 @@ from zbroker.shm.layout import HEADER_BYTES, WORD_BYTES, check_header, split_key
 
 _GRANTS_AT = HEADER_BYTES // WORD_BYTES
 _SUFFIX = ".slots"
+_NEW_SLOT = struct.pack("=QQ", layout.NOTHING_COMMITTED, 0)
 
-SlotPlace: TypeAlias = tuple[memoryview, int, int]
-"""Words, and which of them are `committed` and `closed` of a slot. No named tuple: it is unpacked with each commit."""
+SlotPlace: TypeAlias = tuple[memoryview, c_uint64]
+"""`committed` of a slot, as a view of one word, and `closed`, as an object that is true while the word in the file is
+not 0: to ask that costs 4 ns, to load the word from a view 17. No named tuple: it is unpacked with each commit."""
 
 
 class SlotNames(NamedTuple):
@@ -150,10 +154,10 @@ class SlotFileReader:
 
     def committed(self, slot: int) -> int:
         """What the member stored last; -1: nothing."""
-        return int(self._words[self._slot(slot) + layout.M_COMMITTED]) - 1
+        return layout.committed_offset(self._words[self._slot(slot) + layout.M_COMMITTED])
 
-    def committed_words(self) -> list[int]:
-        """The member's words of all slots that were given out: committed + 1, position + 1, by turns."""
+    def member_words(self) -> list[int]:
+        """The member's words of all slots that were given out, as they stand in the layout."""
         at = self._slots_at
         words: list[int] = self._words[at : at + self.slots_used * layout.SLOT_WORDS].tolist()
         return words
@@ -170,7 +174,7 @@ class SlotFileReader:
             words[grant + layout.G_CLOSED],
             words[grant + layout.G_START] - 1,
             words[grant + layout.G_GRANTED_EPOCH],
-            words[at + layout.M_COMMITTED] - 1,
+            layout.committed_offset(words[at + layout.M_COMMITTED]),
             words[at + layout.M_POSITION] - 1,
         )
 
@@ -207,7 +211,7 @@ class MemberSlots(SlotFileReader):
         """
         assert offset >= 0, f"offset {offset}"
         words = self._words
-        words[self._slot(slot) + layout.M_COMMITTED] = offset + 1
+        words[self._slot(slot) + layout.M_COMMITTED] = layout.committed_word(offset)
         fence()
         if words[self._grant(slot) + layout.G_CLOSED]:
             raise CommitFailedError()
@@ -231,20 +235,22 @@ class MemberSlots(SlotFileReader):
 
     def committer(self, slot: int) -> Callable[[int], None]:
         """A short way to commit into one slot, while the file is mapped."""
-        words, (_, committed, closed) = self._words, self.place(slot)
+        committed, is_closed = self.place(slot)
 
         def commit(offset: int) -> None:
-            words[committed] = offset + 1
+            committed[0] = layout.committed_word(offset)
             fence()
-            if words[closed]:
+            if is_closed:
                 raise CommitFailedError()
 
         return commit
 
     def place(self, slot: int) -> SlotPlace:
-        """For the shortest way, which only who `needs_fence` says no of may go, while the file is mapped:
-        words[committed] = offset + 1, and then the commit is done if and only if words[closed] is 0."""
-        return self._words, self._slot(slot), self._grant(slot) + layout.G_CLOSED
+        """For the shortest way, which only who `needs_fence` says no of may go: committed[0] = the record's offset,
+        and then the commit is done if and only if `closed` is false. Who holds it keeps the file mapped."""
+        committed = self._slot(slot)
+        closed = (self._grant(slot) + layout.G_CLOSED) * WORD_BYTES
+        return self._words[committed : committed + 1], c_uint64.from_buffer(self._region.bytes, closed)
 
 
 class CoordinatorSlots(SlotFileReader):
@@ -263,6 +269,7 @@ class CoordinatorSlots(SlotFileReader):
         for index, value in enumerate((layout.SLOTS_MAGIC, layout.SLOTS_VERSION, *numbers, closed_by)):
             area.u64[index] = value
         area.bytes[layout.NAMES_POSITION : layout.NAMES_POSITION + len(text)] = text
+        area.bytes[position:] = _NEW_SLOT * slot_count
         area.u64[layout.S_STATE] = layout.MemberState.HERE
         region.publish_file(temporary, path)
         return cls(area, path)

@@ -165,16 +165,17 @@ class SlotFiles:
         found = []
         for (group_id, member_id), member in self._members.items():
             for number, file in member.files.items():
-                words, seen = file.committed_words(), member.seen.get(number, [])
+                words, seen = file.member_words(), member.seen.get(number, [])
                 if words == seen:
                     continue
                 member.seen[number] = words
                 for slot in range(len(words) // layout.SLOT_WORDS):
                     at = slot * layout.SLOT_WORDS
-                    if words[at] and seen[at : at + 1] != [words[at]]:
+                    if words[at] != layout.NOTHING_COMMITTED and seen[at : at + 1] != [words[at]]:
                         view = file.view(slot)
                         if view.closed == layout.OPEN:
-                            found.append((group_id, member_id, (view.topic_id, view.partition), words[at] - 1))
+                            offset = layout.committed_offset(words[at])
+                            found.append((group_id, member_id, (view.topic_id, view.partition), offset))
         return found
 
     def look_again(self) -> None:

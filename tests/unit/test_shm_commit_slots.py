@@ -85,11 +85,43 @@ def test_a_closed_slot_refuses_commits_of_every_way(tmp_path: Path) -> None:
         member.commit(slot, 11)
     with pytest.raises(CommitFailedError):
         member.committer(slot)(11)
-    words, committed, closed = member.place(slot)
-    assert words[committed] == 12
-    assert words[closed]
+    committed, is_closed = member.place(slot)
+    assert committed[0] == 10
+    assert is_closed
+    del committed, is_closed
     member.close()
     made.close()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 41, (1 << 62) - 1])
+def test_to_commit_a_record_is_to_store_its_offset(tmp_path: Path, offset: int) -> None:
+    made = make(tmp_path)
+    slot = made.open_slot(cell_key(1, 0), -1, 1)
+    member = MemberSlots.attach(made.path)
+    assert member.committed(slot) == -1
+    committed, is_closed = member.place(slot)
+    committed[0] = offset
+    assert not is_closed
+    assert member.view(slot).committed == made.close_slot(slot) == offset + 1
+    del committed, is_closed
+    member.close()
+    made.close()
+
+
+def test_who_holds_a_place_sees_that_it_is_closed_also_after_the_file_was_let_go(tmp_path: Path) -> None:
+    """Another thread may be in the middle of a commit when the consumer leaves its group."""
+    made = make(tmp_path)
+    slot = made.open_slot(cell_key(1, 0), -1, 1)
+    member = MemberSlots.attach(made.path)
+    committed, is_closed = member.place(slot)
+    member.close()
+    committed[0] = 7
+    assert not is_closed
+    assert made.close_slot(slot) == 8
+    assert is_closed
+    made.remove()
+    committed[0] = 8
+    assert is_closed
 
 
 def test_closing_all_gives_what_is_not_in_the_log_and_leaves_out_what_is(tmp_path: Path) -> None:
@@ -179,11 +211,11 @@ def _fill(member: MemberSlots, slot: int) -> int:
 
 
 def _fill_shortest(place: SlotPlace) -> int:
-    words, committed, closed = place
+    committed, is_closed = place
     confirmed = 0
     while True:
-        words[committed] = confirmed + 2
-        if words[closed]:
+        committed[0] = confirmed  # the record with the offset before the one that is committed
+        if is_closed:
             return confirmed
         confirmed += 1
 

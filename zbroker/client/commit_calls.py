@@ -42,15 +42,18 @@ class CommitCalls:
         """
         if type(offsets) is ConsumerRecord and not durable:
             try:
-                words, committed, closed = self._slots[offsets.topic][offsets.partition]
+                committed, is_closed = self._slots[offsets.topic][offsets.partition]
             except KeyError:
                 if self._store(offsets):
                     return
             else:
-                words[committed] = offsets.offset + 2  # the place behind it, stored plus 1
-                if words[closed]:
+                committed[0] = offsets.offset  # as the place behind it is stored
+                if is_closed:
                     raise CommitFailedError(f"{offsets.tp} was taken from this consumer")
                 return
+        self._commit(offsets, durable, timeout_ms)
+
+    def _commit(self, offsets: ToCommit, durable: bool, timeout_ms: float | None) -> None:
         with self._use:
             group = self._member_of_group()
             chosen = self._to_commit(group, offsets)
