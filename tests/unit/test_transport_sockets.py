@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +51,23 @@ def test_a_dealer_that_cannot_connect_leaves_nothing_open() -> None:
         DealerSocket(context, "nonsense", message_max_bytes=1024)
     context.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+DROPPED = """
+import gc, sys
+from zbroker.transport.sockets import Context, DealerSocket
+class Client:
+    def __init__(self):
+        self.itself = self  # only the collector can end it
+        self.context = Context()
+        self.socket = DealerSocket(self.context, sys.argv[1], message_max_bytes=1_000)
+Client()
+gc.collect()
+print("collected")
+"""
+
+
+def test_a_client_that_nobody_closed_is_collected_with_its_sockets(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DROPPED, f"ipc://{tmp_path}/nobody.sock"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "collected\n", done.stderr

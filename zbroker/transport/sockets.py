@@ -63,7 +63,7 @@ class Context:
         """Raises TooManyOpenFilesError where libzmq would end the process: it takes no missing descriptor for an
         answer."""
         _check_descriptors(CONTEXT_FILES + 4 * io_threads)
-        self._context = zmq.Context(io_threads)
+        self._context = _OwningContext(io_threads)
         self._pid = os.getpid()
 
     def socket(self, kind: int) -> zmq.Socket[bytes]:
@@ -76,6 +76,31 @@ class Context:
         """End the context. All its sockets must be closed. In a forked child it does nothing."""
         if os.getpid() == self._pid:
             self._context.term()
+
+
+class _OwningContext(zmq.Context[zmq.Socket[bytes]]):
+    """Holds its sockets. pyzmq's own knows them by weak references, which are gone when the collector ends a client
+    that nobody closed: it closes none of them then, and waits for ever until somebody does."""
+
+    _held: set[Any]
+
+    def __init__(self, io_threads: int) -> None:
+        super().__init__(io_threads)
+        self._held = set()
+
+    def _add_socket(self, socket: Any) -> None:
+        super()._add_socket(socket)
+        self._held.add(socket)
+
+    def _rm_socket(self, socket: Any) -> None:
+        super()._rm_socket(socket)
+        self._held.discard(socket)
+
+    def destroy(self, linger: int | None = None) -> None:
+        """Close the sockets and end."""
+        for socket in list(self._held):
+            socket.close(linger)
+        super().destroy(linger)
 
 
 def _check_descriptors(count: int) -> None:
