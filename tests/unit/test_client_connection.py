@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from zbroker.errors import (
     RequestTimedOutError,
     StorageError,
 )
-from zbroker.transport.sockets import Context, RouterSocket
+from zbroker.transport.sockets import Context, RouterSocket, UnroutableError
 from zbroker.wire.codec import encode
 from zbroker.wire.layout import Api, Header, pack_reply, unpack_header
 from zbroker.wire.messages import Welcome
@@ -70,7 +71,8 @@ class ScriptedRouter:
                 self._send(message[0].bytes, header, *found)
 
     def _send(self, routing_id: bytes, header: Header, error: int, body: bytes) -> None:
-        self._socket.send([routing_id, pack_reply(header, error), body])
+        with contextlib.suppress(UnroutableError):  # the client has gone meanwhile
+            self._socket.send([routing_id, pack_reply(header, error), body])
 
     def close(self) -> None:
         self._is_stopping.set()
@@ -168,6 +170,45 @@ def test_a_callback_that_waits_is_told_so_in_place_of_a_hang(connection: Connect
     connection.submit(16, Api.FETCH, [], wait)
     connection.wait_for(lambda: len(raised) == 2, 5_000)
     assert len(raised) == 2
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Three processes that a router may claim to be."""
+    found = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(3)]
+    yield found
+    for process in found:
+        process.kill()
+        process.communicate()
+
+
+def test_no_request_is_given_to_a_router_whose_end_nobody_would_notice(
+    router: ScriptedRouter, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    first, second, third = (ids.incarnation_of(process.pid) for process in sleepers)
+    router.incarnation = first
+    one = Connection(ConnectionSettings(bootstrap_servers=router.address))
+    answers: list[int] = []
+    try:
+        sleepers[1].kill()
+        sleepers[1].wait()
+        router.incarnation = second
+        hellos = router.hello_count
+        sleepers[0].kill()
+        one.wait_for(lambda: router.hello_count > hellos + 1, 10_000)
+        one.submit(16, Api.FETCH, [b"x"], lambda error, _: answers.append(error), timeout_ms=20_000)
+        hellos = router.hello_count
+        one.wait_for(lambda: router.hello_count > hellos + 2, 10_000)
+        assert router.asked == [], "the second has ended, and would have lost it in silence"
+        router.incarnation = third
+        one.wait_for(lambda: bool(answers), 10_000)
+        assert (answers, len(router.asked), one.welcome.router_incarnation) == ([0], 1, third)
+        sleepers[2].kill()
+        hellos = router.hello_count
+        one.wait_for(lambda: router.hello_count > hellos, 10_000)
+        assert router.hello_count > hellos, "the third is watched"
+    finally:
+        one.close()
 
 
 def test_what_is_called_at_a_process_s_death_is_a_callback_too(

@@ -91,9 +91,8 @@ class LoopConnection(WakeableConnection):
     def _say_hello(self) -> Welcome:
         return _NOBODY
 
-    def _watch_router(self) -> None:
-        if self.welcome is not _NOBODY:
-            super()._watch_router()
+    def _watch_router(self) -> bool:
+        return self.welcome is not _NOBODY and super()._watch_router()
 
     async def connect(self) -> None:
         """Be welcomed. Raises BrokerNotAvailableError when nothing answers; it is closed then."""

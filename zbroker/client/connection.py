@@ -36,6 +36,7 @@ from zbroker.wire.messages import Hello, LaneOffer, MetadataReply, MetadataReque
 
 CONNECT_TIMEOUT_MS: Final = 5_000
 HELLO_ATTEMPT_MS: Final = 200
+LOOK_MS: Final = 50
 ATTEMPT_MAX_MS: Final = 2_000
 LANE_TIMEOUT_MS: Final = 2_000
 LANE_RETRY_NS: Final = 5_000 * NS_PER_MS
@@ -60,6 +61,7 @@ class Connection(Exchange):
         self._request_bytes, self._reply_bytes = request_bytes, reply_bytes
         self._lane_refused_ns: dict[int, int] = {}
         self.view = ClusterView()
+        self._look = 0
         self._seen_ns: dict[str, int] = {}  # topic -> when the coordinator last said something of it
         if self._endpoint.run_dir is not None:
             _check_run_dir(self._endpoint.run_dir, self._endpoint.address)
@@ -97,11 +99,12 @@ class Connection(Exchange):
         name = self.settings.client_id or f"python-{self._pid}"
         return encode(Hello(name, VERSION, VERSION, f"zbroker {__version__}"))
 
-    def _watch_router(self) -> None:
-        if self._endpoint.is_local:
-            with self._lock:
-                if not self.is_closed:
-                    self._watch.watch(ids.ROUTER, self.welcome.router_incarnation)
+    def _watch_router(self) -> bool:
+        """Notice the end of the router that has answered. False: it has ended, or cannot be seen from here."""
+        if not self._endpoint.is_local:
+            return False
+        with self._lock:
+            return not self.is_closed and self._watch.watch(ids.ROUTER, self.welcome.router_incarnation)
 
     def process_ended(self, target: int) -> None:
         """See Exchange."""
@@ -109,19 +112,25 @@ class Connection(Exchange):
         if target == ids.ROUTER:
             self._look_for_router()
 
-    def _look_for_router(self) -> None:
-        """Ask for the incarnation of the router that now listens, until one answers."""
+    def _look_for_router(self, attempt_ms: int = LOOK_MS) -> None:
+        """Ask for the incarnation of the router that now listens, until one answers that is there to be watched. Only
+        where one could be watched before."""
 
         def answered(error: int, body: list[Any]) -> None:
             if error or not body:
-                self._look_for_router()
+                self._look_for_router(min(2 * attempt_ms, ATTEMPT_MAX_MS))
                 return
             self.welcome = decode(Welcome, body[0])
-            self._watch_router()
+            if self._watch_router():
+                with self._lock:
+                    self._router_way.release()
+            else:  # it answered, and ended before anybody would have noticed
+                self._look_for_router()
 
         with self._lock:
             if not self.is_closed:
-                self.submit(ids.ROUTER, Api.HELLO, [self._hello()], answered, timeout_ms=HELLO_ATTEMPT_MS)
+                self.forget(self._look)
+                self._look = self.submit(ids.ROUTER, Api.HELLO, [self._hello()], answered, timeout_ms=attempt_ms)
 
     def request(
         self,
@@ -215,7 +224,7 @@ class Connection(Exchange):
     @property
     def is_backed_up(self) -> bool:
         """Whether messages wait for room in a lane or in the socket: somebody has to receive until they are gone."""
-        return bool(self._outbox) or any(lane.outbox for _, lane in self._lane_list)
+        return self._router_way.is_backed_up or any(lane.outbox for _, lane in self._lane_list)
 
     def rouse(self, target: int) -> None:
         """Wake a worker that sleeps, if there is a lane to it: a request for it is being made."""

@@ -21,7 +21,6 @@ import os
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 from types import EllipsisType
@@ -29,8 +28,9 @@ from typing import Any, Final
 
 from zbroker import ids
 from zbroker.client.fork_guard import check_process, guard, let_go
-from zbroker.client.lanes import OUTBOX_MESSAGES_MAX, ClientLane, Frame
+from zbroker.client.lanes import ClientLane, Frame
 from zbroker.client.process_watch import ProcessWatch
+from zbroker.client.router_way import RouterWay
 from zbroker.client.unanswered import OnReply, Unanswered, pending_of
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import (
@@ -44,7 +44,7 @@ from zbroker.errors import (
 from zbroker.shm.doorbell import Doorbell
 from zbroker.shm.spin import SpinWatch
 from zbroker.transport.sockets import Context, DealerSocket
-from zbroker.wire.layout import pack_request, unpack_reply
+from zbroker.wire.layout import Api, pack_request, unpack_reply
 
 ATTEMPT_TIMEOUT_MS: Final = 1_000
 SLEEP_MS: Final = 100
@@ -53,6 +53,7 @@ LOOK_INTERVAL_NS: Final = NS_PER_MS
 EXPIRY_INTERVAL_NS: Final = 20 * NS_PER_MS
 SOCKET_FRAME_BYTES_MAX: Final = 64 << 20
 _WAKE: Final = b"\0\0\0\0"
+_HELLO: Final = int(Api.HELLO)
 
 
 class Exchange:
@@ -69,7 +70,6 @@ class Exchange:
         self._closing_lanes: list[ClientLane] = []
         self._is_asleep = False
         self._pumping_thread = 0
-        self._outbox: deque[tuple[int, tuple[Frame, ...]]] = deque()
         self._next_expiry_ns = 0
         self._next_look_ns = 0
         self._spin = SpinWatch(SPIN_US, len(os.sched_getaffinity(0)))
@@ -78,6 +78,7 @@ class Exchange:
         self.last_pump_ns = 0
         self._context = Context()
         self._socket = DealerSocket(self._context, address, message_max_bytes=SOCKET_FRAME_BYTES_MAX, linger_ms=200)
+        self._router_way = RouterWay(self._socket, self._unanswered)
         self._doorbell = Doorbell()
         self._bell_file = self._doorbell.fileno()
         self._poll = select.poll()
@@ -119,7 +120,7 @@ class Exchange:
                 deadline_ns = time.monotonic_ns() + timeout_ms * NS_PER_MS
                 self._unanswered.add(correlation, pending_of((on_reply, deadline_ns, target, lane)))
             if lane is None:
-                self._send_by_socket(message, correlation if on_reply is not None else 0)
+                self._send_by_socket(message, correlation if on_reply is not None else 0, is_hello=api == _HELLO)
             elif self._lanes.get(target) is lane:
                 try:
                     if not lane.send(message, correlation if on_reply is not None else 0):
@@ -132,11 +133,10 @@ class Exchange:
                 self._wake_pump()
             return correlation
 
-    def _send_by_socket(self, message: tuple[Frame, ...], correlation: int) -> None:
-        if (self._outbox or not self._socket.send(message)) and len(self._outbox) < OUTBOX_MESSAGES_MAX:
-            self._outbox.append((correlation, message))
+    def _send_by_socket(self, message: tuple[Frame, ...], correlation: int, *, is_hello: bool) -> None:
+        self._router_way.send(message, correlation, is_hello=is_hello)
         # Sending may swallow the signal of what has come meanwhile, and what must wait needs shorter sleeps.
-        if self._is_asleep and (self._outbox or self._socket.has_input()):
+        if self._is_asleep and (self._router_way.is_backed_up or self._socket.has_input()):
             self._wake_pump()
 
     def way(self, target: int, *sizes_bytes: int) -> ClientLane | None:
@@ -244,7 +244,7 @@ class Exchange:
             if self.is_closed or self._unanswered.has_lost:
                 return
             lanes = self._lane_list
-            is_backed_up = bool(self._outbox)
+            is_backed_up = self._router_way.is_backed_up
             self._is_asleep = True
         ready: list[tuple[int, int]] = []
         try:
@@ -286,6 +286,7 @@ class Exchange:
             self._watch.forget(target)
             self._drop_lane(target, text)
             if target == ids.ROUTER:
+                self._router_way.hold()
                 self._unanswered.lose_where(lambda p: p.way is None, BrokerNotAvailableError.code, text)
             else:
                 self._unanswered.lose_where(lambda p: p.target == target, NotLeaderForPartitionError.code, text)
@@ -299,8 +300,10 @@ class Exchange:
         self._pumping_thread = threading.get_ident()
         try:
             now_ns = self.last_pump_ns = time.monotonic_ns()
-            if self._outbox:
-                self._empty_outbox()
+            if self._router_way.is_backed_up:
+                with self._lock:
+                    if not self.is_closed:
+                        self._router_way.flush()
             delivered = 0
             for target, lane in self._lane_list:
                 try:
@@ -327,14 +330,6 @@ class Exchange:
             return delivered + (self._unanswered.settle() if self._unanswered.lost else 0)
         finally:
             self._pumping_thread = 0
-
-    def _empty_outbox(self) -> None:
-        with self._lock:
-            while self._outbox and not self.is_closed:
-                correlation, waiting = self._outbox[0]
-                if self._unanswered.wants(correlation) and not self._socket.send(waiting):
-                    break
-                self._outbox.popleft()
 
     def _look_for_losses(self, now_ns: int) -> None:
         with self._lock:
@@ -394,7 +389,7 @@ class Exchange:
             self._context.close()
             self._doorbell.close()
             self._unanswered.clear()
-            self._outbox.clear()
+            self._router_way.clear()
 
     def __reduce__(self) -> Any:
         raise TypeError("a client holds sockets and shared memory of its process: create one per process")
