@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,8 +27,11 @@ def report_of(state: Path) -> dict[str, Any]:
 def test_a_soak_ends_in_order_on_ctrl_c_and_the_next_goes_on_where_it_was(tmp_path: Path) -> None:
     state = tmp_path / "soak.json"
     command = [*SOAK, "--seed", "7", "--state", str(state)]
+    histories = tmp_path / "histories"
+    histories.mkdir()
     with subprocess.Popen(
         [*command, "--rounds", "50"],
+        env={**os.environ, "TMPDIR": str(histories)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -46,6 +50,7 @@ def test_a_soak_ends_in_order_on_ctrl_c_and_the_next_goes_on_where_it_was(tmp_pa
     assert {**report_of(state), "is_sound": True} == shown
     assert "seed 7" in notes
     wait_until(lambda: not any(one.is_running() for one in processes))
+    assert list(histories.iterdir()) == []
 
     again = subprocess.run([*command, "--rounds", str(done + 1)], capture_output=True, text=True, timeout=100)
     assert again.returncode == 0, again.stderr
@@ -64,3 +69,11 @@ def test_the_profiles_are_listed_and_a_wrong_one_is_named(tmp_path: Path) -> Non
     wrong = subprocess.run([sys.executable, "-m", "zbroker", "soak", "kill"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "kills" in wrong.stderr
+
+
+def test_a_place_that_cannot_hold_the_state_is_named_before_the_first_round(tmp_path: Path) -> None:
+    command = [*SOAK, "--rounds", "1", "--state", str(tmp_path / "absent" / "soak.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "--state" in done.stderr
+    assert "round 1" not in done.stderr

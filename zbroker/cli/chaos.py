@@ -36,9 +36,12 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
     if text is None:
         return None
     try:
-        return parse_duration_ms(text if text[-1:].isalpha() else f"{text}s", f"--{parameter.name}") / 1000
+        found_s = parse_duration_ms(text if text[-1:].isalpha() else f"{text}s", f"--{parameter.name}") / 1000
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
+    if found_s <= 0:
+        raise click.BadParameter(f"{text!r} is not above 0; write it as 250ms, 10s, 5m, 1h or 7d")
+    return found_s
 
 
 @click.command()
@@ -174,7 +177,7 @@ def text_of(report: ChaosReport) -> str:
 
 
 @click.command()
-@click.argument("profile", type=click.Choice(sorted(PROFILES)), required=False)
+@click.argument("profile", metavar="[PROFILE]", type=click.Choice(sorted(PROFILES)), required=False)
 @click.option("--seed", default=1, show_default=True, type=int, help="Seed of the first round.")
 @click.option(
     "--state", type=click.Path(dir_okay=False, path_type=Path), help="Keeps what is done; goes on from there."
@@ -197,6 +200,9 @@ def soak(
     next call goes on from there. Ctrl-C shows the report so far; the round that it cut short is made again then. Exits
     with 4 when a round broke a promise.
     """
+    if profile is None and options.is_json:
+        print_json([{"profile": name, "text": found.text} for name, found in sorted(PROFILES.items())])
+        return 0
     if profile is None:
         width = max(map(len, PROFILES))
         for name, found in sorted(PROFILES.items()):
@@ -206,6 +212,7 @@ def soak(
     is_cut_short = False
     try:
         run = Soak.load(path, profile, seed, rounds, duration)
+        run.check_place(path)
         try:
             while not run.is_done:
                 options.note(f"round {run.rounds_done + 1} of {run.rounds}, seed {run.next_seed}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -189,9 +190,20 @@ class Soak:
             state.rounds = rounds
         return cls(state, duration_s)
 
+    def check_place(self, path: Path) -> None:
+        """Raise SoakError where `save` could not keep the state, before there is something to keep."""
+        aside = _aside(path)
+        try:
+            aside.write_bytes(b"")
+            aside.unlink()
+        except OSError as error:
+            raise SoakError(
+                f"the state cannot be kept in {path}: {error.strerror}; name another with --state"
+            ) from error
+
     def save(self, path: Path) -> None:
         """Keep what is done."""
-        aside = path.with_name(path.name + ".tmp")
+        aside = _aside(path)
         aside.write_bytes(msgspec.json.format(msgspec.json.encode(self.state), indent=2))
         os.replace(aside, path)
 
@@ -239,6 +251,9 @@ class Soak:
                 report = run_chaos(plan, _Own(broker.bootstrap_servers, broker.paths.boards_dir), directory, watch)
         except (ChaosError, BrokerError, BrokerFailedError) as error:
             return f"{type(error).__name__}: {error} ({directory})"
+        except (KeyboardInterrupt, SystemExit):
+            shutil.rmtree(directory, ignore_errors=True)  # the round is made again
+            raise
         state = self.state
         for name, count in report.faults.items():
             state.faults[name] = state.faults.get(name, 0) + count
@@ -254,9 +269,7 @@ class Soak:
             state.moves[name] = state.moves.get(name, 0) + count
         if not report.is_sound:
             return f"{report.examples[:3]} ({directory})"
-        for path in directory.iterdir():
-            path.unlink()
-        directory.rmdir()
+        shutil.rmtree(directory)
         return None
 
     def _tests(self) -> str | None:
@@ -304,3 +317,7 @@ class Soak:
         lines += [f"{count:,} {what}" for what, count in sorted(state.counts.items())]
         lines += [f"FAILED {failure}" for failure in state.failures]
         return "\n".join(lines)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
