@@ -97,6 +97,15 @@ def test_a_copy_moves_and_its_old_place_is_free_again(run: Run, topic: str) -> N
     assert described(run, topic)["high_watermark"] == 100
 
 
+def test_a_move_that_is_not_waited_for_says_in_json_whether_it_is_done(run: Run, topic: str) -> None:
+    target = absent(run, topic)
+    code, out, error = run("cluster", "move", f"{topic}:0", "--to", target, "--no-wait", "--json")
+    assert code == 0, error
+    found = json.loads(out)
+    assert found["moved"] == ([{"topic": topic, "partition": 0}] if found["is_done"] else [])
+    wait_until(lambda: target in places(run, topic))
+
+
 def test_preferred_leaders_are_elected_or_it_is_said_why_not(run: Run, topic: str) -> None:
     code, out, _ = run("cluster", "elect-leaders", "--topic", topic)
     assert (code, out.splitlines()[1:]) == (0, [f"{topic}\t0\tdone".encode()])

@@ -150,11 +150,12 @@ def _follow(
     """Ask in a thread, and show meanwhile how much is left. Ctrl-C ends the showing: what was begun goes on."""
     if no_wait:
         try:
-            ask(_BEGIN_MS)
+            _tell(options, what, ask(_BEGIN_MS))
         except RequestTimedOutError:
-            options.note(f"{what}: begun; zbroker topics describe shows how far it is")
-        else:
-            options.note(f"{what}: done")
+            if options.is_json:
+                print_json({"is_done": False, "moved": []})
+            else:
+                options.note(f"{what}: begun; zbroker topics describe shows how far it is")
         return
     moved: list[TopicPartition] = []
     errors: list[BaseException] = []
@@ -177,7 +178,11 @@ def _follow(
                 last = min(last, now)
     if errors:
         raise errors[0]
+    _tell(options, what, moved)
+
+
+def _tell(options: Options, what: str, moved: list[TopicPartition]) -> None:
     if options.is_json:
-        print_json({"moved": [{"topic": tp.topic, "partition": tp.partition} for tp in moved]})
+        print_json({"is_done": True, "moved": [{"topic": tp.topic, "partition": tp.partition} for tp in moved]})
     else:
         options.note(f"{what}: done, {len(moved)} {'copy' if len(moved) == 1 else 'copies'}")

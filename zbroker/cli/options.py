@@ -35,6 +35,7 @@ class Options:
         self.config_path: Path | None = None
         self.settings: list[str] = []
         self.is_json = False
+        self.is_jsonl = False  # JSON, and lists as an object a line
         self.no_color = bool(os.environ.get("NO_COLOR"))
         self.verbosity = 0
         self.timeout_ms = DEFAULT_TIMEOUT_MS
@@ -123,6 +124,8 @@ def _store(name: str, combine: Callable[[Any, Any], Any] = lambda old, new: new)
                 value = _duration(context, parameter, value)
             options = context.ensure_object(Options)
             setattr(options, name, combine(getattr(options, name), value))
+            if name == "is_jsonl":
+                options.is_json = True
             if name == "bootstrap_servers":
                 context.find_root().params[name] = value
 
@@ -165,7 +168,7 @@ def _add_options(command: F, *, is_hidden: bool, taken: tuple[str, ...] = ()) ->
             metavar="NAME=VALUE", help="A setting of the client, or of the server in serve and config; repeatable.",
         ),
         option("--json", "is_json", store=_store("is_json"), is_flag=True, hidden=False, help="Print JSON."),
-        option("--jsonl", "is_jsonl", store=_store("is_json"), is_flag=True, help="The same, an object a line."),
+        option("--jsonl", "is_jsonl", store=_store("is_jsonl"), is_flag=True, help="The same, an object a line."),
         option("--no-color", "no_color", store=_store("no_color"), is_flag=True, help="No colours (also NO_COLOR)."),
         option(
             "-q", "--quiet", "quiet", store=_store("verbosity", lambda old, new: old - new), count=True,

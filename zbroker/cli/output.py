@@ -26,9 +26,15 @@ _PROSE_CHARACTERS_MIN: Final = 12
 
 
 def print_json(value: Any) -> None:
-    """One JSON document; indented for a terminal."""
+    """One JSON document; indented for a terminal. With --jsonl a list is a line for each of its items."""
     import msgspec
 
+    context = click.get_current_context(silent=True)
+    options = context.find_object(Options) if context is not None else None
+    if options is not None and options.is_jsonl:
+        for one in value if isinstance(value, list) else [value]:
+            click.echo(msgspec.json.encode(one))
+        return
     text = msgspec.json.encode(value)
     click.echo(msgspec.json.format(text, indent=2) if sys.stdout.isatty() else text)
 
