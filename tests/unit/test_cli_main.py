@@ -62,6 +62,16 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["consume", "t", "-b", NOWHERE, "-o", "nowhere"], "start, end"),
         (["consume", "t", "-b", NOWHERE, "--grep", "("], "--grep"),
         (["produce", "t", "-b", NOWHERE, "-k", "a", "--key-sep", ":"], "one of"),
+        (["chaos", "--duration", "-3s"], "--duration"),
+        (["soak", "kills", "--duration", "0s"], "--duration"),
+        (["soak", "nonsense"], "'[PROFILE]'"),
+        (["bench", "scale", "--workers", "1,65"], "1 to 64"),
+        (["bench", "produce", "--dir", "/nonexistent"], "--dir"),
+        (["bench", "produce", "--dir", "/proc"], "--dir"),
+        (["bench", "produce", "-o", "/proc/results.json"], "--output"),
+        (["-b", NOWHERE, "bench", "produce", "--workers", "2"], "--workers"),
+        (["bench", "claims", "--disk", "/nonexistent"], "--disk"),
+        (["bench", "compare", "--peers", ""], "--peers"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_one_line(
@@ -220,3 +230,12 @@ def test_every_command_that_a_hint_names_exists_with_its_options() -> None:
                 assert found is not None, f"{hint!r}: there is no command {word!r}"
                 command, seen = found, seen + 1
     assert seen > 20
+
+
+def test_lists_are_one_document_with_json_and_an_object_a_line_with_jsonl(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["soak", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert main(["soak", "--jsonl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == whole
+    assert "kills" in [one["profile"] for one in whole]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zbroker.cli.bench_options import bench_options, show
+from zbroker.cli.bench_options import bench_options, place_for_data, show
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import progress
 from zbroker.load.claims.all_claims import CLAIMS, found_of, measure_claims
@@ -17,7 +17,7 @@ from zbroker.load.claims.claim import Scope
 @click.option("--only", multiple=True, type=click.Choice(list(CLAIMS)), help="This claim alone; repeatable.")
 @click.option(
     "--disk", default="/var/tmp", show_default=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-    help="A directory on the disk that is measured.",
+    callback=place_for_data, help="A directory on the disk that is measured.",
 )  # fmt: skip
 @click.option("--small", is_flag=True, help="Few records: checks that every part runs, says nothing about speed.")
 @bench_options("rounds", "seed", "output")

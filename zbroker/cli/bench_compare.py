@@ -48,9 +48,12 @@ def compare(
     """Measure zbroker beside Kafka, Redis, NATS and RabbitMQ, which it starts itself.
 
     A peer that is not installed is reported with the command that installs it; `make bench-peers` installs what comes
-    from PyPI and Maven. Runs from a checkout.
+    from PyPI and Maven. Runs from a checkout. With all peers on tmpfs, Kafka and two more of them there, the results
+    also take the place of bench/results/peers.json.
     """
     root = checkout()
+    if not peers.strip(" ,"):
+        raise click.BadParameter("name one at least: kafka, redis, nats, rabbitmq", param_hint="'--peers'")
     command = [sys.executable, "-m", "bench.peers", "--peers", peers, "--rounds", str(rounds)]
     command += [word for word, is_on in (("--small", small), ("--failover", failover)) if is_on]
     command += ["--json"] if options.is_json else []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from zbroker.cli.options import Options
 from zbroker.cli.output import print_json, print_table
@@ -23,10 +25,17 @@ CODECS: Final = ("none", "lz4", "gzip", "zstd")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+WORKERS_MAX: Final = 64
+
+
 class Numbers(click.ParamType[list[int]]):
     """Positive numbers with commas between: 1,2,4."""
 
     name = "numbers"
+
+    def __init__(self, highest: int | None = None) -> None:
+        """`highest`: what each may be at most."""
+        self._highest = highest
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         """Read them; fails with a usage error."""
@@ -38,7 +47,34 @@ class Numbers(click.ParamType[list[int]]):
             found = []
         if not found or min(found) < 1:
             self.fail(f"{value!r}: write numbers above 0 with commas between, as 1,2,4", param, ctx)
+        if self._highest is not None and max(found) > self._highest:
+            self.fail(f"{value!r}: each from 1 to {self._highest}", param, ctx)
         return found
+
+
+def place_for_data(context: click.Context, parameter: click.Parameter, directory: Path | None) -> Path | None:
+    """The directory, in which something can be made. Fails with a usage error, before anything is measured."""
+    if directory is not None and not context.resilient_parsing:
+        try:
+            tempfile.TemporaryFile(dir=directory).close()
+        except OSError as error:
+            raise click.BadParameter(f"nothing can be written in {directory}: {error.strerror}") from None
+    return directory
+
+
+def _place_for_results(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    if file is not None and not context.resilient_parsing:
+        place_for_results(file)
+    return file
+
+
+def place_for_results(file: Path) -> None:
+    """Make the file's directory if need be. Raises BadParameter where the file could not be kept in it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise click.BadParameter(f"{file} cannot be written: {error.strerror}") from None
 
 
 _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
@@ -56,7 +92,7 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
         "--partitions", default=1, show_default=True, type=click.IntRange(1), help="Partitions of the topic."
     ),
     "workers": click.option(
-        "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Workers of its broker."
+        "--workers", default=1, show_default=True, type=click.IntRange(1, WORKERS_MAX), help="Workers of its broker."
     ),
     "acks": click.option("--acks", default="all", show_default=True, type=click.Choice(ACKS)),
     "compression": click.option(
@@ -75,10 +111,12 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
     "seed": click.option("--seed", default=1, show_default=True, type=int, help="Draws the values."),
     "dir": click.option(
         "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+        callback=place_for_data,
         help="Keep the data below DIR, on a disk to measure, while it runs.  [default: /dev/shm]",
     ),
     "output": click.option(
-        "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep the results."
+        "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+        callback=_place_for_results, help="Keep the results.",
     ),
 }  # fmt: skip
 
@@ -101,6 +139,10 @@ def measured_target(
     """(the broker that -b names, or one of its own; where its data lie)."""
     given = options.where()
     if given:
+        context = click.get_current_context()
+        for name, option in (("workers", "--workers"), ("directory", "--dir")):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{option} is for a broker of its own: -b names one that is up")
         target = running_broker(given)
         yield target, target.boards_dir or Path("/")
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from zbroker.cli.bench_options import place_for_results
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import print_json
 from zbroker.load.plot import svg
@@ -36,6 +37,7 @@ def report(options: Options, results: tuple[Path, ...], output: Path, plots: Pat
         found = [load_results(path) for path in results]
     except BadResultsError as error:
         raise click.ClickException(str(error)) from error
+    place_for_results(output)
     output.write_text(page(found), encoding="utf-8")
     written = [str(output)]
     if plots is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from zbroker.cli.bench_options import Numbers, bench_options, show
+from zbroker.cli.bench_options import WORKERS_MAX, Numbers, bench_options, show
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import progress
 from zbroker.load.bench_runs import Found
@@ -16,7 +16,7 @@ from zbroker.load.scale_costs import CostPlan, log_costs, partition_costs, reade
 
 
 @click.command()
-@click.option("--workers", default="1,2,4,8", show_default=True, type=Numbers(), help="Workers, by turns.")
+@click.option("--workers", default="1,2,4,8", show_default=True, type=Numbers(WORKERS_MAX), help="Workers, by turns.")
 @click.option("--partitions", default="1,4,16,64", show_default=True, type=Numbers(), help="Partitions, by turns.")
 @click.option("--many", type=Numbers(), metavar="NUMBERS", help="What so many partitions cost: 1,10,100,1000.")
 @click.option("--readers", type=Numbers(), metavar="NUMBERS", help="So many readers of one log: 1,2,5,10,25,50.")

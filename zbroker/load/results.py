@@ -192,7 +192,7 @@ def load_results(path: Path) -> Results:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Results)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadResultsError(f"{path}: {error}") from error
+        raise BadResultsError(f"{path} holds no results of zbroker bench (--output keeps them): {error}") from error
     if found.schema > SCHEMA:
         raise BadResultsError(f"{path}: schema {found.schema}, this zbroker reads {SCHEMA}")
     for table in found.tables:
