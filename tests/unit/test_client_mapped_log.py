@@ -18,6 +18,7 @@ from zbroker.record.batch import read_header, stamp
 from zbroker.record.columns import encode_columns
 from zbroker.record.view import RecordBatch
 from zbroker.storage.files import Files
+from zbroker.storage.layout import LOG, segment_name
 from zbroker.storage.log import Log
 
 EPOCH = 3
@@ -234,7 +235,53 @@ def test_bytes_ahead_are_counted_within_the_segment_of_the_frontier(writer: Writ
 
 def test_an_empty_file_maps_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    assert len(map_file(str(tmp_path / "empty"))) == 0
+    assert len(map_file(str(tmp_path / "empty")).view) == 0
+
+
+def mappings_of(path: Path) -> int:
+    """How many mappings of a file this process has."""
+    return Path("/proc/self/maps").read_text().count(str(path))
+
+
+def test_a_file_that_grows_is_read_through_one_mapping_up_to_its_end(tmp_path: Path) -> None:
+    path, size_bytes = tmp_path / segment_name(0, LOG), 4096
+    path.write_bytes(b"0" * size_bytes)
+    mappings = Mappings()
+    seen = [mappings.get(str(tmp_path), 0, 1)]
+    for digit in b"1", b"2", b"3":
+        with path.open("ab") as file:
+            file.write(digit * size_bytes)
+        seen.append(mappings.get(str(tmp_path), 0, len(seen[-1]) + 1))
+        assert bytes(seen[-1][-size_bytes:]) == digit * size_bytes
+    assert [len(view) for view in seen] == [n * size_bytes for n in (1, 2, 3, 4)]
+    assert all(view.readonly for view in seen)
+    assert mappings_of(path) == 2, "the first, and the one that reaches ahead"
+    assert len(mappings.get(str(tmp_path), 0, 5 * size_bytes)) == 4 * size_bytes, "the file has no more"
+    del seen[0]
+    assert mappings_of(path) == 1
+    mappings.clear()
+    assert mappings_of(path) == 1, "views are in use"
+    seen.clear()
+    assert mappings_of(path) == 0
+
+
+def test_a_file_in_place_of_one_that_was_mapped_is_mapped_anew(tmp_path: Path) -> None:
+    path, other = tmp_path / segment_name(0, LOG), tmp_path / "other"
+    mappings = Mappings()
+    for number in range(1, 5):
+        other.write_bytes(bytes([number]) * number)
+        other.replace(path)
+        assert bytes(mappings.get(str(tmp_path), 0, number)) == bytes([number]) * number
+
+
+def test_without_address_space_to_spare_a_file_that_grows_is_mapped_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, mappings = tmp_path / segment_name(0, LOG), Mappings()
+    monkeypatch.setattr("zbroker.client.mapped_log.AHEAD_BYTES", 1 << 50)  # more than there is
+    for number in range(1, 5):
+        path.write_bytes(b"x" * number)
+        assert len(mappings.get(str(tmp_path), 0, number)) == number
 
 
 def test_a_process_without_descriptors_gets_a_typed_error(writer: Writer) -> None:

@@ -11,13 +11,14 @@ next offset.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 from zbroker.client.batch_run import MakeBatch, read_run
 from zbroker.errors import CorruptRecordError, StorageError, TooManyOpenFilesError
@@ -26,9 +27,11 @@ from zbroker.record.layout import HEADER_BYTES, LOG_OVERHEAD, MAGIC_COLUMNS, MAG
 from zbroker.record.view import RecordBatch
 from zbroker.shm.fence import fence
 from zbroker.storage.layout import INDEX, INDEX_ENTRY, LOG, parse_segment_name, segment_name
+from zbroker.storage.syscalls import map_ahead
 
 MAPPINGS_MAX: Final = 256
 INDEX_BYTES_MAX: Final = 1 << 30
+AHEAD_BYTES: Final = 256 << 20  # address space alone
 _EMPTY: Final = memoryview(b"")
 
 Frontier = tuple[int, int, int]
@@ -39,18 +42,36 @@ class SegmentMissingError(Exception):
     """No file holds the offset: deleted a moment ago, or not made yet. Ask the board again."""
 
 
-def map_file(path: str) -> memoryview:
-    """Map a whole file for reading. The mapping lives as long as the view or any slice of it.
+class MappedFile(NamedTuple):
+    """A file that is mapped."""
+
+    view: memoryview
+    """All of it, when it was looked at last."""
+    ahead: memoryview
+    """The same and what it may grow by, which must not be read before it has; or nothing."""
+    identity: tuple[int, int]
+    """Device and inode."""
+
+
+def map_file(path: str, *, ahead_bytes: int = 0) -> MappedFile:
+    """Map a whole file for reading, and `ahead_bytes` more where the system gives so much address space. The mapping
+    lives as long as a view or any slice of it.
 
     Raises FileNotFoundError, TooManyOpenFilesError, StorageError.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            size_bytes = os.fstat(fd).st_size
+            status = os.fstat(fd)
+            size_bytes, identity = status.st_size, (status.st_dev, status.st_ino)
             if size_bytes == 0:
-                return _EMPTY
-            return memoryview(mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+                return MappedFile(_EMPTY, _EMPTY, identity)
+            if ahead_bytes:
+                with contextlib.suppress(OSError):  # a limit on address space: the file alone may fit
+                    ahead = map_ahead(fd, (size_bytes // ahead_bytes + 2) * ahead_bytes)
+                    return MappedFile(ahead[:size_bytes], ahead, identity)
+            view = memoryview(mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
+            return MappedFile(view, _EMPTY, identity)
         finally:
             os.close(fd)
     except FileNotFoundError:
@@ -62,43 +83,54 @@ def map_file(path: str) -> memoryview:
         raise StorageError(text, hint="a consumer reads the broker's files; transport='zmq' asks instead") from error
 
 
+def _grown(path: str, known: MappedFile) -> MappedFile:
+    """A file that was mapped when it was shorter. Raises as `map_file`."""
+    with contextlib.suppress(OSError):  # which `map_file` meets as well, and names
+        status = os.lstat(path)
+        if known.identity == (status.st_dev, status.st_ino) and status.st_size <= len(known.ahead):
+            return known._replace(view=known.ahead[: status.st_size])
+    # What has grown once goes on growing, and a mapping is not only made: it also has to be taken down.
+    return map_file(path, ahead_bytes=AHEAD_BYTES)
+
+
 class Mappings:
     """The mapped segments of one consumer, the least recently used one dropped first."""
 
     def __init__(self, count_max: int = MAPPINGS_MAX) -> None:
         assert count_max > 0
         self._count_max = count_max
-        self._views: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
+        self._files: OrderedDict[tuple[str, int], MappedFile] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._files)
 
     def get(self, directory: str, base_offset: int, size_bytes: int) -> memoryview:
         """A segment's bytes, at least `size_bytes` of them where the file has as many. Raises SegmentMissingError."""
         key = (directory, base_offset)
-        view = self._views.get(key)
-        if view is not None and len(view) >= size_bytes:
-            self._views.move_to_end(key)
-            return view
+        known = self._files.get(key)
+        if known is not None and len(known.view) >= size_bytes:
+            self._files.move_to_end(key)
+            return known.view
+        path = os.path.join(directory, segment_name(base_offset, LOG))
         try:
-            view = map_file(os.path.join(directory, segment_name(base_offset, LOG)))
+            found = map_file(path) if known is None else _grown(path, known)
         except FileNotFoundError as error:
-            self._views.pop(key, None)
+            self._files.pop(key, None)
             raise SegmentMissingError(f"{directory}: segment {base_offset}") from error
-        self._views[key] = view
-        self._views.move_to_end(key)
-        while len(self._views) > self._count_max:
-            self._views.popitem(last=False)
-        return view
+        self._files[key] = found
+        self._files.move_to_end(key)
+        while len(self._files) > self._count_max:
+            self._files.popitem(last=False)
+        return found.view
 
     def forget(self, directory: str) -> None:
         """Map the files of this directory anew at their next use."""
-        for key in [key for key in self._views if key[0] == directory]:
-            del self._views[key]
+        for key in [key for key in self._files if key[0] == directory]:
+            del self._files[key]
 
     def clear(self) -> None:
         """Drop every mapping; those with views in use go with the last view."""
-        self._views.clear()
+        self._files.clear()
 
 
 class MappedLog:
