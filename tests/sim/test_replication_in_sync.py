@@ -263,6 +263,20 @@ def test_t14_a_producer_that_repeats_itself_after_a_failover_is_stored_once() ->
     assert log.items == [(0, value)]
 
 
+def test_t14_fsync_of_a_repeat_asks_the_other_copies_disks_which_its_first_leader_asked() -> None:
+    batch = _numbered(base_sequence=0)
+    sequences = Sequences(expiration_ms=86_400_000, window_ms=0, window_entries_max=0)
+    sequences.note(batch, 0, 0)
+    config = TopicConfig(min_insync_replicas=2)
+    copies = ev.Copies((1, 2), (1, 2))
+    one = Partition(1, 0, 1, 0, config, own=1, copies=copies, high_watermark=1, sequences=sequences)
+    one.handle(ev.FollowerAt(2, 20, 1, 0), 0)
+    asked = one.handle(ev.Produce("again", ACKS_FSYNC, -1, batch), 0)
+    assert asked == [ev.Flush(), ev.Tell(1)], "nobody else asks: the leader that did is gone"
+    assert ev.Acknowledge("again", 0) not in one.handle(ev.Flushed(1), 0)
+    assert ev.Acknowledge("again", 0) in one.handle(ev.FollowerAt(2, 20, 1, 1), 0)
+
+
 def _numbered(base_sequence: int) -> BatchHeader:
     return BatchHeader(
         base_offset=0,

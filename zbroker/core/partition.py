@@ -136,8 +136,12 @@ class Partition(PartitionState):
         # Behind the first copy of the batch, if that one still waits, and before what was appended later.
         waiting.insert(bisect_right(waiting, next_offset, key=_next_offset), (next_offset, base_offset, event.request))
         effects: list[Effect] = []
-        if event.acks == ACKS_FSYNC and self.durable < next_offset:
-            self._begin_flush(effects)
+        if event.acks == ACKS_FSYNC:
+            if self.durable < next_offset:
+                self._begin_flush(effects)
+            if self._progress is not None and self.config.min_insync_replicas > 1:
+                # An earlier leader may have appended it, or for other acks: the other copies were not asked by us.
+                effects.append(ev.Tell(next_offset))
         self._answer_waiting(effects)
         return effects
 
