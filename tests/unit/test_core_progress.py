@@ -6,7 +6,7 @@ from zbroker.clock import NS_PER_MS
 from zbroker.core import partition_events as ev
 from zbroker.core.partition_events import Copies
 from zbroker.core.progress import PROPOSE_AGAIN_AFTER_NS, REFUSED_FOR_NS, Progress
-from zbroker.errors import StaleIncarnationError
+from zbroker.errors import LeaderNotAvailableError, StaleIncarnationError
 
 LAG_MAX_NS = 5_000 * NS_PER_MS
 END = 10
@@ -37,6 +37,16 @@ def test_a_copy_that_was_refused_is_proposed_again_because_the_coordinator_may_n
         assert proposed(found, now_ns) is None
     report(found, 3, 30, REFUSED_FOR_NS)
     assert proposed(found, REFUSED_FOR_NS) == (1, 2, 3)
+
+
+def test_the_same_is_proposed_again_to_a_coordinator_that_does_not_know_yet_who_leads() -> None:
+    found = progress((1, 2))
+    report(found, 2, 20, 0)
+    report(found, 3, 30, 0)
+    assert proposed(found, 0) == (1, 2, 3)
+    found.refused(ev.IsrRefused(7, LeaderNotAvailableError()), 0)
+    assert proposed(found, PROPOSE_AGAIN_AFTER_NS - 1) is None
+    assert proposed(found, PROPOSE_AGAIN_AFTER_NS) == (1, 2, 3)
 
 
 def test_another_incarnation_of_a_refused_copy_is_proposed_without_delay() -> None:

@@ -23,6 +23,7 @@ from zbroker.errors import (
     FencedLeaderEpochError,
     InvalidRequestError,
     InvalidUpdateVersionError,
+    LeaderNotAvailableError,
     StaleIncarnationError,
     UnknownTopicOrPartitionError,
 )
@@ -120,9 +121,11 @@ class InSyncCopies:
         partition = state.image.partition(wanted.topic_id, wanted.partition)
         if partition is None:
             raise UnknownTopicOrPartitionError(f"no partition {wanted.topic_id}/{wanted.partition}")
-        is_led = state.leadership(partition.key).standing in (Standing.LEADING, Standing.ASKED)
-        if wanted.leader_epoch != partition.leader_epoch or not is_led:
+        if wanted.leader_epoch != partition.leader_epoch:
             raise FencedLeaderEpochError(f"epoch {wanted.leader_epoch}; the newest is {partition.leader_epoch}")
+        if state.leadership(partition.key).standing not in (Standing.LEADING, Standing.ASKED):
+            # It may be the leader all the same, and not have registered with this coordinator yet: it asks again.
+            raise LeaderNotAvailableError(f"the leader of epoch {wanted.leader_epoch} has not registered")
         if wanted.partition_epoch != partition.partition_epoch:
             raise InvalidUpdateVersionError(
                 f"partition epoch {wanted.partition_epoch}; it is {partition.partition_epoch} by now"
