@@ -134,6 +134,7 @@ class ScriptedWorker:
         self.router_incarnation = ids.own_incarnation()
         self.hello_count = 0
         self.register_error = 0
+        self.are_elections_durable = False
         self._is_temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix=f"zbt-{os.getpid()}-", dir="/dev/shm"))
         tree = {"broker": {"data_dir": f"{self.directory}/data", "run_dir": f"{self.directory}/run"}, **(config or {})}
@@ -244,7 +245,8 @@ class ScriptedWorker:
             if self.register_error:
                 self._send([routing_id, pack_reply(header, self.register_error), b"refused by the test"])
             else:
-                self._send([routing_id, pack_reply(header), encode(Registered("test", ids.own_incarnation()))])
+                registered = Registered("test", ids.own_incarnation(), self.are_elections_durable)
+                self._send([routing_id, pack_reply(header), encode(registered)])
 
     def _send(self, frames: list[bytes]) -> None:
         deadline = time.monotonic() + DEADLINE_S

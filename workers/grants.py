@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from zbroker.config.schema import ServerConfig, TopicConfig
+from zbroker.core import partition_events as ev
 from zbroker.core.follower import State as FollowerState
 from zbroker.errors import (
     BrokerError,
@@ -138,6 +139,11 @@ class Grants:
                 copy.reconfigure(config)
         request.reply(encode(Done()))
 
+    def elections_are_durable(self) -> None:
+        """The elections of all leaders that there are here now are on the coordinator's disk."""
+        for leader in self.leaders.values():
+            leader.handle(ev.EpochDurable(leader.leader_epoch))
+
     def close(self, deadline_ns: int) -> None:
         """Close every copy, each with its clean mark as long as there is time: without one the next start reads it."""
         for copy in self.copies():
@@ -170,7 +176,7 @@ class Grants:
         if self._queue:
             self._host.loop.call_after(0, self._do_next)
         waiting = self._due.pop(key)
-        grant = max((one for one, _ in waiting), key=lambda one: (one.leader_epoch, one.partition_epoch))
+        grant = max((one for one, _ in waiting), key=_age)
         io_clock = self._host.io_clock
         io_clock.enter(id(self))
         try:
@@ -374,6 +380,11 @@ class Grants:
         finally:
             io_clock.leave(id(self))
         on_closed()
+
+
+def _age(grant: PartitionGrant) -> tuple[int, int, bool]:
+    """What only grows from a grant to a newer one."""
+    return grant.leader_epoch, grant.partition_epoch, grant.is_epoch_durable
 
 
 def _is_fetched_again(copy: OpenCopy) -> bool:

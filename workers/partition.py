@@ -340,7 +340,10 @@ class Worker:
         elif error is not None:
             self._role.loop.call_after(REGISTER_INTERVAL_MS, self._register)
         else:
-            coordinator = decode(Registered, body).coordinator_incarnation
+            registered = decode(Registered, body)
+            coordinator = registered.coordinator_incarnation
+            if registered.are_elections_durable:
+                self._grants.elections_are_durable()
             if not self._is_registered:
                 self._role.log.info("registered", extra={"coordinator": f"{coordinator:x}"})
             self._is_registered = True

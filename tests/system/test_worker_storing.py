@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
-from tests.conditions import wait_until
+from tests.conditions import wait_until, wait_until_stopped
 from tests.scripted_worker import ScriptedWorker, batch_of, fetch_body, values_of
 from zbroker.errors import InvalidRecordError
 from zbroker.record.batch import write_crc
@@ -16,8 +19,9 @@ from zbroker.record.layout import CONTROL, POSITION_ATTRIBUTES
 from zbroker.record.rows import Row, encode_rows
 from zbroker.shm.layout import Counter
 from zbroker.wire.codec import encode
-from zbroker.wire.inner_messages import Grant, Granted, PartitionGrant
+from zbroker.wire.inner_messages import Announce, Grant, Granted, PartitionGrant
 from zbroker.wire.layout import Api
+from zbroker.wire.messages import Done
 
 
 @pytest.fixture
@@ -97,3 +101,43 @@ def test_control_batches_are_not_for_clients(worker: ScriptedWorker) -> None:
     batch[POSITION_ATTRIBUTES + 1] |= CONTROL
     write_crc(batch)
     assert worker.call(Api.PRODUCE, bytes(batch), topic_id=1, acks=1).error == InvalidRecordError.code
+
+
+def grant_before_the_election_is_on_the_disk(worker: ScriptedWorker) -> PartitionGrant:
+    return PartitionGrant(
+        topic_id=1,
+        partition=0,
+        topic="topic-1",
+        copy_id=1,
+        directory=str(worker.copy_directory(1, 0)),
+        leader_epoch=1,
+        coordinator_cell=0,
+        config={},
+        is_epoch_durable=False,
+    )
+
+
+def test_of_two_grants_that_wait_the_one_whose_election_is_on_the_disk_counts(worker: ScriptedWorker) -> None:
+    first = grant_before_the_election_is_on_the_disk(worker)
+    os.kill(worker.pid, signal.SIGSTOP)
+    wait_until_stopped(worker.pid)
+    try:
+        grants = [first, msgspec.structs.replace(first, is_epoch_durable=True)]
+        asked = [worker.ask(Api.GRANT, encode(Grant([grant]))) for grant in grants]
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    for correlation in asked:
+        assert [result.error for result in worker.answer(correlation).as_(Granted).results] == [0]
+    assert worker.produce([b"a"], acks=2).produced()[0] == 0
+
+
+def test_a_coordinator_that_took_over_says_that_elections_are_on_the_disk(worker: ScriptedWorker) -> None:
+    grant = grant_before_the_election_is_on_the_disk(worker)
+    worker.call(Api.GRANT, encode(Grant([grant]))).as_(Granted)
+    asked = worker.ask(Api.PRODUCE, batch_of([b"a"]), topic_id=1, acks=2)
+    worker.call(Api.ANNOUNCE, encode(Announce(1))).as_(Done)
+    wait_until(lambda: durable_offset(worker) == 1)
+    assert not worker.has_answer(asked, 0.05), "this coordinator has not synced them"
+    worker.are_elections_durable = True
+    worker.call(Api.ANNOUNCE, encode(Announce(2))).as_(Done)
+    assert worker.answer(asked).produced()[0] == 0

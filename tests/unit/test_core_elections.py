@@ -14,7 +14,7 @@ from zbroker.errors import (
     StaleIncarnationError,
 )
 from zbroker.wire.copy_messages import ElectLeaders, PartitionResults
-from zbroker.wire.inner_messages import AlterIsr, CopySuspect, IsrAltered
+from zbroker.wire.inner_messages import AlterIsr, CopySuspect, IsrAltered, Registered
 from zbroker.wire.messages import CreateTopics, NewTopicSpec, TopicResults
 
 W2 = worker(2)
@@ -192,6 +192,44 @@ def test_a_proposal_from_an_older_version_is_refused_with_the_news() -> None:
     assert late.error == InvalidUpdateVersionError.code
     assert [grant.partition_epoch for sent in effects_of(world, do.SendGrant) for grant in sent.grants] == [version + 1]
     assert owners_in_sync(world, key) == [W0, W1]
+
+
+def test_a_leader_that_asks_a_new_coordinator_before_it_has_registered_there_may_ask_again() -> None:
+    world, key = world_with_copies()
+    assert alter(world, key, [W0, W1]).error == 0
+    world.kill_coordinator()
+    world.start_coordinator()
+    world.under_way.clear()
+    early = alter(world, key, [W0, W1, W2])
+    assert early.error == LeaderNotAvailableError.code, "fenced, it would ask no more, and wait for copy 2 for ever"
+    for number in (W0, W1, W2):
+        world.register(number)
+    world.settle()
+    assert alter(world, key, [W0, W1, W2]).error == 0
+    assert owners_in_sync(world, key) == [W0, W1, W2]
+
+
+def test_t14_who_registers_is_told_whether_its_elections_are_on_the_disk() -> None:
+    world, _ = world_with_copies(1)
+    world.cut_power()
+    world.start_coordinator()
+    world.under_way.clear()
+    leader = world.start_worker(W0)
+    while not leader.open:
+        assert world.deliver_one()
+        world.under_way.pop("sync", None)  # it takes long
+
+    def are_durable() -> bool:
+        world.effects.clear()
+        world.take(ev.ProcessRegistered("again", leader.register()))
+        (reply,) = (effect for effect in effects_of(world, do.Reply) if effect.request == "again")
+        assert isinstance(reply.body, Registered)
+        return reply.body.are_elections_durable
+
+    assert not are_durable()
+    world.kill_coordinator()
+    world.start_coordinator()
+    assert are_durable(), "the one before could not say so any more: nobody else would"
 
 
 def test_a_leader_that_was_replaced_changes_no_set() -> None:

@@ -105,7 +105,7 @@ def golden_messages() -> dict[str, m.Message]:
         "ConfigEntries": m.ConfigEntries([m.ConfigEntry("retention.ms", "1", "topic")]),
         "ClusterInfo": m.ClusterInfo("id", "zbroker 0", "/data", [process], 1, 3),
         "Register": inner.Register(16, 99, "/run/b", "/run/l", [inner.Held(1, 0, 2, 3)]),
-        "Registered": inner.Registered("id", 88),
+        "Registered": inner.Registered("id", 88, True),
         "Grant": inner.Grant([GRANT], 99),
         "Granted": inner.Granted([inner.GrantResult(1, 0, 0, "", 2, 50)]),
         "Revoke": inner.Revoke([inner.Revocation(1, 0, True)]),

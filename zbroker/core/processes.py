@@ -107,7 +107,7 @@ class Processes:
             raise StaleIncarnationError(f"a newer {ids.process_name(number)} has registered")
         if known is not None and is_same and known.state is ProcessState.DEAD:
             raise StaleIncarnationError(f"this {ids.process_name(number)} is dead")
-        effects: list[Effect] = [do.Reply(event.request, Registered(state.image.cluster_id, state.site.incarnation))]
+        effects: list[Effect] = [do.Reply(event.request, self._welcome(register))]
         older = [found for found, owner in state.watched.items() if owner == number and found != incarnation]
         effects += [do.FenceProcess(number, found) for found in older]
         process = Process(number, incarnation, register.board, register.lane_socket, ProcessState.LIVE, now_ns)
@@ -116,6 +116,13 @@ class Processes:
             state.watched[incarnation] = number
             effects.append(do.WatchProcess(number, incarnation))
         return effects + self._leavings.compare(register) + self._resume(register)
+
+    def _welcome(self, register: Register) -> Registered:
+        state = self._state
+        elected = [p for p in state.image.of_owner(register.number) if p.leader_incarnation == register.incarnation]
+        # A coordinator syncs the log before it begins; the one before may have died before it could say so.
+        are_durable = not any(partition.key in state.undurable for partition in elected)
+        return Registered(state.image.cluster_id, state.site.incarnation, are_durable)
 
     def _resume(self, register: Register) -> list[Effect]:
         """Believe what the log confirms, repeat what was asked, and have the rest looked at."""

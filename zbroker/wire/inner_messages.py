@@ -29,10 +29,11 @@ class Register(Message, frozen=True):
 
 
 class Registered(Message, frozen=True):
-    """Coordinator to process."""
+    """Coordinator to process. `are_elections_durable`: those of all that the process leads are on the disk."""
 
     cluster_id: str
     coordinator_incarnation: int
+    are_elections_durable: bool = False
 
 
 class CopyPlace(Message, frozen=True):
