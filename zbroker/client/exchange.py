@@ -8,7 +8,7 @@ submit, and must not wait.
 LOSS. ZeroMQ promises at most once, and a worker may die: each request has a deadline, after which its callback gets the
 number of RequestTimedOutError. What is certain to stay unanswered is said at once: NotLeaderForPartitionError's number
 when the process it was sent to is seen dead (pidfd) or its lane is gone, BrokerNotAvailableError's when the router that
-was to carry it is. Whether to send again is the caller's decision.
+was to carry it is, or the connection to it. Whether to send again is the caller's decision.
 
 ORDER. Requests that go one way, the lane or the socket, arrive in their order. Between the two there is none: who needs
 one asks for the `way` and sends `over` it alone while anything is unanswered there.
@@ -334,6 +334,9 @@ class Exchange:
     def _look_for_losses(self, now_ns: int) -> None:
         with self._lock:
             self._unanswered.lose_late(now_ns)
+            if self._socket.has_lost_connection():
+                text = "the connection to the router was lost"
+                self._unanswered.lose_where(lambda p: p.way is None, BrokerNotAvailableError.code, text)
             # Deaths are seen also while the answers of others leave no time to sleep.
             ended = self._watch.ended()
         for number in ended:

@@ -30,7 +30,7 @@ from zbroker.wire.layout import BODY_HEADROOM_BYTES, FRAMES_MAX, NO_PEER, PEER
 LIBZMQ_NEEDED: Final = (4, 3, 5)
 HIGH_WATER_MARK: Final = 64
 HANDSHAKE_MS: Final = 1_000
-CONTEXT_FILES: Final = 12  # of a context with its sockets: signals, polls, one connection
+CONTEXT_FILES: Final = 14  # of a context with its sockets: signals, polls, one connection and what watches it
 INNER_FRAME_BYTES_MAX: Final = 64 << 20  # what the broker's own processes may send: a large cluster's metadata
 RECONNECT_MS: Final = 5
 RECONNECT_MAX_MS: Final = 100
@@ -203,7 +203,10 @@ class DealerSocket(_Socket):
         super().__init__(context, zmq.DEALER, message_max_bytes, linger_ms)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self._monitor: zmq.Socket[bytes] | None = None
         try:
+            if endpoint.startswith("tcp://"):
+                self._monitor = self._socket.get_monitor_socket(int(zmq.EVENT_DISCONNECTED))
             self._socket.connect(endpoint)
         except zmq.ZMQError:
             self.close()
@@ -223,6 +226,26 @@ class DealerSocket(_Socket):
         while frames is not None and not frames:
             frames = self._receive(DEALER_FRAMES_MAX)
         return None if frames is None else [frame.bytes for frame in frames]
+
+    def has_lost_connection(self) -> bool:
+        """Whether a connection by tcp has ended since the last call: what was sent and is not answered may be lost.
+        On the same host the process at the other end is watched instead."""
+        has_lost = False
+        while self._monitor is not None:
+            try:
+                self._monitor.recv_multipart(_NOBLOCK)
+            except zmq.Again:
+                break
+            has_lost = True
+        return has_lost
+
+    def close(self, linger_ms: int | None = None) -> None:
+        """See _Socket."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._monitor = None
+        super().close(linger_ms)
 
 
 class UnroutableError(BrokerError):
