@@ -3,8 +3,8 @@
 Guarantees: no byte behind the frontier of the board is looked at, and none behind the logical end of a sealed segment
 but the 64 bytes that always are zeros there, so a reader touches no page that could fail; batches are views into the
 mapping, without a copy, and keep it alive after the file was deleted or the mapping left the cache; at most
-`MAPPINGS_MAX` mappings are cached. The mapping of a file that grows reaches beyond its end; what is given out of it never
-does. An index file is a hint: where it does not fit the log, the log is walked.
+`MAPPINGS_MAX` mappings are cached. The mapping of a file that grows reaches beyond its end; what is given out of it
+never does. An index file is a hint: where it does not fit the log, the log is walked.
 
 A segment ends where its file ends or where zeros stand in place of a batch; the next segment is the file named by the
 next offset.
