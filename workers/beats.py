@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from zbroker import ids
 from zbroker.clock import Clock
@@ -19,6 +20,9 @@ from zbroker.shm.board_reader import BoardReader
 from zbroker.shm.layout import ProcessState
 from zbroker.transport.loop import Loop
 from zbroker.workers.liveness import Liveness
+from zbroker.workers.logs import OncePerMinute
+
+_TICK_MS: Final = 1_000 / os.sysconf("SC_CLK_TCK")
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +47,10 @@ class Beats:
         self._detector = HangDetector(timeout_ms)
         self._on_stuck = on_stuck
         self._boards: dict[int, BoardReader] = {}
+        self._ran_ms: dict[int, float] = {}  # silent incarnations: how long they had run when that was noticed
         self._killed: set[int] = set()
         self._stuck: set[int] = set()
+        self._once = OncePerMinute()
 
     def start(self) -> None:
         """Look from now on: five times a second, and when a process could be found to hang."""
@@ -64,9 +70,14 @@ class Beats:
         self._killed &= incarnations
         self._stuck &= incarnations
         beats = [beat for number, incarnation in watched if (beat := self._beat(number, incarnation)) is not None]
-        for beat in self._detector.look(now_ns, beats):
+        late = self._detector.look(now_ns, beats)
+        before = self._ran_ms
+        self._ran_ms = {
+            one: before[one] if one in before else _ran_ms(ids.pid_of(one)) for one in self._detector.silent
+        }
+        for beat in late:
             if beat.incarnation not in self._killed and hangs(beat, _state_of(ids.pid_of(beat.incarnation))):
-                self._kill(beat)
+                self._kill_unless_starved(beat)
         for number, incarnation in watched:
             if incarnation in self._killed - self._stuck and is_stuck(_thread_states(ids.pid_of(incarnation))):
                 self._stuck.add(incarnation)
@@ -83,10 +94,16 @@ class Beats:
         does_io = board.io_since_ns != 0
         return Beat(incarnation, board.beat_ns, does_io, board.state is ProcessState.STARTING)
 
-    def _kill(self, beat: Beat) -> None:
-        state = _state_of(ids.pid_of(beat.incarnation))
+    def _kill_unless_starved(self, beat: Beat) -> None:
+        pid = ids.pid_of(beat.incarnation)
+        states, ran_ms = _thread_states(pid), _ran_ms(pid) - self._ran_ms.get(beat.incarnation, 0.0)
         number = next(number for number, one in self._liveness.watched() if one == beat.incarnation)
-        _log.warning("a process hangs and is killed", extra={"peer": ids.process_name(number), "kernel_state": state})
+        where = {"peer": ids.process_name(number), "kernel_state": _state_of(pid), "ran_ms": round(ran_ms)}
+        if self._detector.is_starved(beat.incarnation, states, ran_ms):
+            if self._once.allows(f"starved {number}", self._clock.now_ns()):
+                _log.warning("a process is silent because it is not let run: the host has too much to do", extra=where)
+            return
+        _log.warning("a process hangs and is killed", extra=where)
         self._killed.add(beat.incarnation)
         self._liveness.kill(beat.incarnation)
 
@@ -100,6 +117,16 @@ class Beats:
 def _state_of(pid: int) -> str:
     """The state letter in /proc/PID/stat; X when there is no such process."""
     return _read_state(Path(f"/proc/{pid}/stat"))
+
+
+def _ran_ms(pid: int) -> float:
+    """How long all threads of a process have run so far, in steps of 10 ms; 0 when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    user, system = text[text.rindex(")") + 2 :].split()[11:13]
+    return (int(user) + int(system)) * _TICK_MS
 
 
 def _read_state(path: Path) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from zbroker.clock import NS_PER_MS
-from zbroker.core.hang import STEP_MAX_MS, Beat, HangDetector, hangs, is_stuck
+from zbroker.core.hang import (
+    RAN_ENOUGH_MS,
+    STARVED_TIMES_MAX,
+    STEP_MAX_MS,
+    Beat,
+    HangDetector,
+    hangs,
+    is_stuck,
+)
 
 STEP_MS = 50
 
@@ -104,3 +112,27 @@ def test_a_killed_process_is_stuck_when_no_thread_of_it_can_run() -> None:
     assert not is_stuck(["D", "S"])
     assert not is_stuck(["Z"])
     assert not is_stuck([])
+
+
+def test_who_could_run_and_is_not_let_is_starved_but_not_for_ever() -> None:
+    detector = HangDetector(1_000)
+    now_ns = 0
+
+    def pass_ms(time_ms: int) -> None:
+        nonlocal now_ns
+        for _ in range(time_ms // STEP_MS):
+            now_ns += STEP_MS * NS_PER_MS
+            detector.look(now_ns, [beat()])
+
+    detector.look(now_ns, [beat()])
+    assert detector.silent == []
+    pass_ms(2_000)
+    assert detector.silent == [1]
+    assert detector.silence_ms(1) == 2_000
+    assert detector.is_starved(1, ["S", "R"], 0)
+    assert detector.is_starved(1, ["R"], RAN_ENOUGH_MS - 1)
+    assert not detector.is_starved(1, ["R"], RAN_ENOUGH_MS), "it had a core, and no turn of its loop came of it"
+    assert not detector.is_starved(1, ["S", "S"], 0), "nobody keeps it from running"
+    assert not detector.is_starved(1, ["T", "T"], 0)
+    pass_ms(1_000 * STARVED_TIMES_MAX - 2_000)
+    assert not detector.is_starved(1, ["R"], 0)

@@ -6,6 +6,9 @@ or it is starting. One that was stopped (state T) hangs whatever it says: it can
 counted from the beat itself, and `next_look_ms` says when the next verdict may be due: between two beats nobody need
 look more often.
 
+One that wants to run and is not let (`is_starved`) does not hang either: on a host with too much to do its end would
+bring an election and a start more to do, and its successor would have to wait for a core as well.
+
 Guarantees: time in which the detector itself did not look does not count. Its clock goes on by `STEP_MAX_MS` between
 two looks at most, so when the whole host stands still, and goes on, nobody is killed for it.
 """
@@ -23,6 +26,9 @@ STEP_MAX_MS: Final = 200
 STOPPED: Final = frozenset({"T", "t"})
 WAITS_FOR_DISK: Final = "D"
 GONE: Final = frozenset({"Z", "X"})
+RUNNABLE: Final = "R"
+RAN_ENOUGH_MS: Final = 100  # a turn of a loop takes a hundredth of it
+STARVED_TIMES_MAX: Final = 10  # so much longer than another one a starved process may be silent
 
 
 class Beat(Struct, frozen=True):
@@ -50,6 +56,8 @@ class HangDetector:
         self._looked_ns = -1
         self.next_look_ms: float = STEP_MAX_MS
         """How long the next look may wait, for no verdict to be late; never longer than a step of the clock."""
+        self.silent: list[int] = []
+        """The incarnations whose beat was the same in the last two looks."""
 
     def look(self, now_ns: int, beats: Iterable[Beat]) -> list[Beat]:
         """The processes whose beat has not changed for too long. `hangs` decides, with what the kernel says of each."""
@@ -59,6 +67,7 @@ class HangDetector:
         self._looked_ns = now_ns
         seen: dict[int, _Seen] = {}
         late = []
+        self.silent = []
         left_ns = STEP_MAX_MS * NS_PER_MS
         for beat in beats:
             known = self._seen.get(beat.incarnation)
@@ -67,6 +76,8 @@ class HangDetector:
             elif known.beat_ns != beat.beat_ns:
                 # It came after the last look, whatever its number says.
                 known = _Seen(beat.beat_ns, max(looked_at_ns, self._clock_ns - max(0, now_ns - beat.beat_ns)))
+            else:
+                self.silent.append(beat.incarnation)
             seen[beat.incarnation] = known
             if self._timeout_ns:
                 until_late_ns = known.since_ns + self._timeout_ns - self._clock_ns
@@ -77,6 +88,16 @@ class HangDetector:
         self._seen = seen
         self.next_look_ms = left_ns / NS_PER_MS
         return late
+
+    def silence_ms(self, incarnation: int) -> float:
+        """For how long the beat of a process that was looked at has not changed."""
+        return (self._clock_ns - self._seen[incarnation].since_ns) / NS_PER_MS
+
+    def is_starved(self, incarnation: int, thread_states: Iterable[str], ran_ms: float) -> bool:
+        """Whether a silent process is only kept from running: one of its threads could run, and all of them together
+        have run for `ran_ms` since it fell silent, which is not enough for a turn of its loop."""
+        wants_to_run = RUNNABLE in thread_states and ran_ms < RAN_ENOUGH_MS
+        return wants_to_run and self.silence_ms(incarnation) * NS_PER_MS < STARVED_TIMES_MAX * self._timeout_ns
 
 
 def hangs(beat: Beat, kernel_state: str) -> bool:
