@@ -7,6 +7,7 @@ from tests.cluster_world import World, worker
 from zbroker.core import cluster_events as ev
 from zbroker.core import effects as do
 from zbroker.core.image import Partition
+from zbroker.core.surveys import ASK_AGAIN_MS
 from zbroker.errors import (
     FencedLeaderEpochError,
     InvalidUpdateVersionError,
@@ -230,6 +231,24 @@ def test_t14_who_registers_is_told_whether_its_elections_are_on_the_disk() -> No
     world.kill_coordinator()
     world.start_coordinator()
     assert are_durable(), "the one before could not say so any more: nobody else would"
+
+
+def test_copies_that_cannot_be_opened_after_a_reboot_are_asked_again() -> None:
+    world, key = world_with_copies()
+    world.cut_power()
+    world.open_failures = 1.0
+    world.start_coordinator()
+    for number in (W0, W1, W2):
+        world.start_worker(number)
+    world.settle()
+    assert leader(world, key) is None
+    world.open_failures = 0.0
+    world.tick(ASK_AGAIN_MS - 1)
+    world.settle()
+    assert leader(world, key) is None
+    world.tick(1)
+    world.settle()
+    assert leader(world, key) is not None, "the disk has room again"
 
 
 def test_a_leader_that_was_replaced_changes_no_set() -> None:

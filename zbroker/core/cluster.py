@@ -112,7 +112,7 @@ class Cluster:
             result = None if event.results is None else found.get(key, missing)
             kind = "lead" if grant.leader == event.number else "report" if grant.leader < 0 else "follow"
             answers[kind].append((grant, result))
-        self._elections.reported(event.incarnation, answers["report"])
+        self._elections.reported(event.incarnation, answers["report"], now_ns)
         identity = (event.number, event.incarnation)
         effects = self._elections.answered(*identity, answers["lead"], now_ns)
         effects += self._followings.answered(*identity, answers["follow"], now_ns)

@@ -113,6 +113,7 @@ class Survey(Struct):
     is_forced: bool
     asked: dict[int, int] = {}  # copy id -> incarnation
     reports: dict[int, Report] = {}  # by copy id
+    not_before_ns: dict[int, int] = {}  # by copy id: when one that could not be opened may be asked for again
     is_told: bool = False  # a person was told what it waits for
 
 

@@ -318,9 +318,9 @@ class Elections:
         leader = do.PublishLeader(*key, partition.leader_epoch, number, incarnation)
         return [leader, *self._leavings.succeeded(key)]
 
-    def reported(self, incarnation: int, answers: list[tuple[PartitionGrant, GrantResult | None]]) -> None:
+    def reported(self, incarnation: int, answers: list[tuple[PartitionGrant, GrantResult | None]], now_ns: int) -> None:
         """A process said how far copies are, or could not."""
-        self._surveys.reported(incarnation, answers)
+        self._surveys.reported(incarnation, answers, now_ns)
 
     def force(self, partition: Partition, now_ns: int) -> None:
         """A person wants a leader, whatever is lost."""

@@ -19,6 +19,7 @@ from zbroker.wire.inner_messages import GrantResult, PartitionGrant
 PATIENCE_MS: Final = 2_000
 FORCED_PATIENCE_MS: Final = 500
 TELL_AFTER_MS: Final = 10_000
+ASK_AGAIN_MS: Final = 2_000  # a process that could not open its copy: a full disk has room again, sooner or later
 
 
 class Winner(NamedTuple):
@@ -52,7 +53,8 @@ class Surveys:
         asked = []
         for copy in self._pool(partition, survey):
             process = state.live(copy.owner)
-            if process is not None and survey.asked.get(copy.copy_id) != process.incarnation:
+            is_due = now_ns >= survey.not_before_ns.get(copy.copy_id, 0)
+            if process is not None and is_due and survey.asked.get(copy.copy_id) != process.incarnation:
                 survey.asked[copy.copy_id] = process.incarnation
                 asked.append((partition, copy, -1))
         effects = state.send(asked)
@@ -72,18 +74,20 @@ class Surveys:
     def _pool(self, partition: Partition, survey: Survey) -> list[Copy]:
         return partition.copies if survey.is_forced else partition.candidates
 
-    def reported(self, incarnation: int, answers: list[tuple[PartitionGrant, GrantResult | None]]) -> None:
+    def reported(self, incarnation: int, answers: list[tuple[PartitionGrant, GrantResult | None]], now_ns: int) -> None:
         """What a process said; None, or an error: it is asked again."""
         for grant, result in answers:
             key = (grant.topic_id, grant.partition)
             survey = self._state.surveys.get(key)
             if survey is None or survey.asked.get(grant.copy_id) != incarnation:
                 continue
-            if result is None or result.error or result.is_suspect:
-                # Whoever has no answer is asked again on the next occasion; a damaged copy counts as none.
-                if result is None:
-                    del survey.asked[grant.copy_id]
+            if result is None or (result.error and not result.is_suspect):
+                del survey.asked[grant.copy_id]
+                if result is not None:
+                    survey.not_before_ns[grant.copy_id] = now_ns + ASK_AGAIN_MS * NS_PER_MS
                 continue
+            if result.is_suspect:
+                continue  # a damaged copy counts as none
             survey.reports[grant.copy_id] = Report(incarnation, result.last_epoch, result.log_end)
             self._state.want_election(key)
 
