@@ -291,7 +291,7 @@ class DiskFullError(BrokerError):
 
     code = 1001
     retriable = True
-    hint = "free space, or retention.ms / retention.bytes of the topic; zbroker topics list shows sizes"
+    hint = "free space, or retention.ms / retention.bytes of the topic; zbroker topics describe shows sizes"
 
 
 class LaneRefusedError(BrokerError):
