@@ -3,7 +3,8 @@
 Guarantees: a leader is one incarnation of its process, watched by its pidfd; what another one says is not heard. Its
 followers are told when messages can be sent (`connected`), and again whenever some may have been lost: after a gap in
 the numbers, a RESET, or when a living leader has said nothing for `SILENCE_MAX_MS` although it was asked, in which case
-the connection is made anew. A dead leader is never called again: the coordinator names the next one.
+the connection is made anew; time in which this process did not look does not count. A dead leader is never called
+again: the coordinator names the next one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ RETRY_MS: Final = 1
 PING_AFTER_MS: Final = 500
 SILENCE_MAX_MS: Final = 2_000
 TICK_MS: Final = 100
+STEP_MAX_MS: Final = 200  # what counts as silence between two looks
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Subscriptions:
         self._context: Context | None = None
         self._is_retrying = False
         self._is_ticking = False
+        self._looked_ns = 0
 
     def follow(self, follower: Follower, number: int, incarnation: int) -> Connection | None:
         """Connect a follower to the leader's process; `follower.connected` is called when it can send, unless it can
@@ -108,6 +111,7 @@ class Subscriptions:
             self._begin(connection)
             if not self._is_ticking:
                 self._is_ticking = True
+                self._looked_ns = self._clock.now_ns()
                 self._loop.call_every(TICK_MS, self._tick)
         connection.followers[follower.key] = follower
         return connection
@@ -190,9 +194,12 @@ class Subscriptions:
 
     def _tick(self) -> None:
         now_ns = self._clock.now_ns()
+        stood_still_ns = max(0, now_ns - self._looked_ns - STEP_MAX_MS * NS_PER_MS)
+        self._looked_ns = now_ns
         for connection in list(self._connections.values()):
             if not connection.is_connected:
                 continue
+            connection.heard_ns = min(now_ns, connection.heard_ns + stood_still_ns)
             silence_ns = now_ns - connection.heard_ns
             if silence_ns > SILENCE_MAX_MS * NS_PER_MS:
                 _log.warning("no answer from a leader", extra={"leader": ids.process_name(connection.leader[0])})
