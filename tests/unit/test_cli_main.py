@@ -59,6 +59,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["-b", "localhost:9092", "topics", "list"], "ipc://RUN_DIR"),
         (["-c", "/nonexistent.toml", "topics", "list"], "/nonexistent.toml"),
         (["--timeout", "soon", "-b", NOWHERE, "topics", "list"], "--timeout"),
+        (["--timeout", "-5s", "-b", NOWHERE, "topics", "list"], "--timeout"),
         (["consume", "t", "-b", NOWHERE, "-o", "nowhere"], "start, end"),
         (["consume", "t", "-b", NOWHERE, "--grep", "("], "--grep"),
         (["produce", "t", "-b", NOWHERE, "-k", "a", "--key-sep", ":"], "one of"),

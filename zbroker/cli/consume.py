@@ -69,7 +69,7 @@ def consume(
     template: str,
     grep: str | None,
 ) -> None:
-    """Print records of topics. Without --group nobody's position is changed."""  # fmt: skip
+    """Print records of topics; with --json an object a line. No position changes without --group."""  # fmt: skip
     span = parse_span(where or "end")
     if group_id is not None and (chosen or span not in _GROUP_SPANS):
         raise click.UsageError("--group goes with -o start or -o end alone, and without -p")

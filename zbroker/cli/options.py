@@ -114,7 +114,10 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str | No
         return None
     from zbroker.config.load import parse_duration_ms
 
-    return parse_duration_ms(text if text[-1:].isalpha() else f"{text}s", "--timeout")
+    found_ms = parse_duration_ms(text if text[-1:].isalpha() else f"{text}s", "--timeout")
+    if found_ms < 1:
+        raise ConfigError(f"--timeout: {text!r} is not above 0; write it as 250ms, 10s or 5m")
+    return found_ms
 
 
 def _store(name: str, combine: Callable[[Any, Any], Any] = lambda old, new: new) -> Callable[..., None]:
