@@ -24,10 +24,13 @@ from zbroker.wire.layout import REPLY, Api, Header, pack_request, unpack_header
 from zbroker.wire.messages import Message, ProcessHello, ProcessWelcome
 
 HELLO_INTERVAL_MS: Final = 20
+HELLOS_IN_SILENCE: Final = 250  # five seconds: then it is said that no router answers, once
 OUTBOX_MESSAGES_MAX: Final = 10_000
 OUTBOX_BYTES_MAX: Final = 64 << 20
 CALLS_MAX: Final = 10_000
 CALL_TIMEOUT_MS: Final = 1_000
+
+_log = logging.getLogger(__name__)
 
 Frames = Sequence[bytes | bytearray | memoryview]
 OnReply = Callable[[BrokerError | None, bytes], None]
@@ -55,7 +58,9 @@ class RouterLink:
     ) -> None:
         self._loop = loop
         self._clock = clock
+        self._endpoint = endpoint
         self._hello = encode(ProcessHello(number, incarnation))
+        self._hellos = 0
         self._on_request = on_request
         self._on_welcome = on_welcome
         self._calls: dict[int, _Call] = {}
@@ -123,6 +128,10 @@ class RouterLink:
             return
         # Past the outbox: what waits there would reach the router before it knows who is speaking.
         self._socket.send([b"", pack_request(Api.PROCESS_HELLO, 0, ids.ROUTER), self._hello])
+        self._hellos += 1
+        if self._hellos == HELLOS_IN_SILENCE:
+            said = "no router answers; it is waited for (zbroker serve --role router, or without --role, starts one)"
+            _log.warning(said, extra={"at": self._endpoint})
         self._loop.call_after(HELLO_INTERVAL_MS, self._say_hello)
 
     def _on_message(self, frames: list[bytes]) -> None:
@@ -136,7 +145,7 @@ class RouterLink:
             if header.kind == REPLY:
                 self._take_reply(header, body)
         except BrokerError as error:
-            logging.getLogger(__name__).warning("a message that cannot be read", extra={"error": error})
+            _log.warning("a message that cannot be read", extra={"error": error})
 
     def _take_reply(self, header: Header, body: bytes) -> None:
         if header.api == Api.PROCESS_HELLO:
@@ -165,6 +174,7 @@ class RouterLink:
             self._loop.call_after(HELLO_INTERVAL_MS, self._say_hello)
             return
         self.router_incarnation = router_incarnation
+        self._hellos = 0
         self._router_pidfd = pidfd
         self._loop.add_reader(pidfd, self._router_died)
         self._on_welcome()
