@@ -73,6 +73,7 @@ def test_t21_a_bad_network_loses_doubles_and_reorders_nothing(name: str, tmp_pat
             proxy.close()
         assert report.is_sound, str(report)
         assert report.acknowledged >= 400, (report, proxy.done)
+        assert "CorruptRecordError" not in report.refusals, "what was damaged on its way is sent again"
         weather = WEATHERS[name]
         for what in ("drop", "duplicate", "reorder", "corrupt"):
             assert bool(proxy.done[what]) == bool(getattr(weather, what)), f"{what}: {proxy.done}"

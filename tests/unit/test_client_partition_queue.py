@@ -11,6 +11,7 @@ import pytest
 
 from zbroker.client.batches import Batch
 from zbroker.client.partition_queue import (
+    DAMAGED_ATTEMPTS_MAX,
     FILLED_FAST_NS,
     FILLED_SLOWLY_NS,
     ROOM_FIRST_BYTES,
@@ -20,6 +21,7 @@ from zbroker.client.partition_queue import (
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import (
     BrokerError,
+    CorruptRecordError,
     InvalidRecordError,
     MessageSizeTooLargeError,
     NotLeaderForPartitionError,
@@ -171,6 +173,35 @@ def test_a_batch_is_sent_again_as_often_as_retries_says(retries: int) -> None:
         queue.leader_found()
     assert isinstance(batch.error, StorageError)
     assert len(sending.sent) == retries + 1
+
+
+def test_a_batch_that_was_damaged_on_its_way_is_sent_again_and_one_that_is_damaged_here_is_not() -> None:
+    sending = ScriptedSending()
+    queue = PartitionQueue(sending, "t", 0)
+    batch = add(queue)
+    queue.answered(batch, CorruptRecordError.code, [b"its CRC"])
+    queue.leader_found()
+    assert (len(sending.sent), batch.is_done) == (2, False)
+    queue.answered(batch, 0, produced(0))
+    assert batch.error is None
+    damaged = add(queue)
+    assert damaged.encoded is not None
+    encoded = bytearray(damaged.encoded)
+    encoded[-9] ^= 1
+    damaged.encoded = encoded
+    queue.answered(damaged, CorruptRecordError.code, [b"its CRC"])
+    assert isinstance(damaged.error, CorruptRecordError)
+
+
+def test_a_leader_that_calls_everything_damaged_is_not_asked_for_ever() -> None:
+    sending = ScriptedSending()
+    queue = PartitionQueue(sending, "t", 0)
+    batch = add(queue)
+    while not batch.is_done:
+        assert len(sending.sent) <= DAMAGED_ATTEMPTS_MAX + 1
+        queue.answered(batch, CorruptRecordError.code, [b"magic"])
+        queue.leader_found()
+    assert isinstance(batch.error, CorruptRecordError)
 
 
 def test_an_error_that_will_not_pass_fails_its_batch_alone() -> None:

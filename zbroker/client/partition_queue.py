@@ -24,12 +24,14 @@ from zbroker.client.sequences import NO_STAMP, Sequences, Stamp, write_stamp
 from zbroker.clock import NS_PER_MS
 from zbroker.errors import (
     BrokerError,
+    CorruptRecordError,
     InvalidProducerEpochError,
     InvalidRecordError,
     ProducerFencedError,
     RequestTimedOutError,
     error_for,
 )
+from zbroker.record.batch import crc_matches, read_header
 from zbroker.record.columns import encode_columns
 from zbroker.wire.layout import PRODUCED
 
@@ -39,6 +41,7 @@ RETRY_AFTER_MS = (1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 10, 10, 10, 20, 50, 100)
 ROOM_FIRST_BYTES: Final = 64 << 10
 FILLED_FAST_NS: Final = 3 * NS_PER_MS // 2
 FILLED_SLOWLY_NS: Final = 2 * FILLED_FAST_NS
+DAMAGED_ATTEMPTS_MAX: Final = 10
 
 
 class Sent(Enum):
@@ -275,8 +278,10 @@ class PartitionQueue:
             if isinstance(error, InvalidProducerEpochError):
                 fenced = ProducerFencedError(f"a newer producer took over: {text}")
                 return self._finish(batch, fenced) + self.producer.fence(fenced)
-        may_repeat = error.retriable and batch.attempts <= self.producer.retries
-        if may_repeat and self.producer.now_ns() < batch.deadline_ns:
+        may_repeat = error.retriable or (
+            isinstance(error, CorruptRecordError) and batch.attempts <= DAMAGED_ATTEMPTS_MAX and _is_whole(batch)
+        )
+        if may_repeat and batch.attempts <= self.producer.retries and self.producer.now_ns() < batch.deadline_ns:
             batch.state = _CLOSED
             self.failed.append(batch)
             return []
@@ -340,3 +345,8 @@ class PartitionQueue:
         self.producer.count_done(batch)
         callbacks, batch.callbacks = batch.callbacks, None
         return [lambda call=call: call(batch) for call in callbacks] if callbacks else []  # type: ignore[misc]
+
+
+def _is_whole(batch: Batch) -> bool:
+    """Whether a batch that came as damage was damaged on its way there."""
+    return batch.encoded is not None and crc_matches(batch.encoded, 0, read_header(batch.encoded))
