@@ -111,6 +111,8 @@ def test_batches_come_as_they_were_sent_and_stay_valid_after_close(way: dict[str
         consumer.seek((topic, 0), 5)
         batches = list(consumer.batches(timeout_ms=500))
         assert consumer.position((topic, 0)) == 40
+    with Consumer(topic, auto_offset_reset="earliest", consumer_timeout_ms=500, **way) as consumer:
+        assert sum(len(batch) for batch in consumer.batches()) == 40, "it ends as iteration does"
     assert [(batch.base_offset, len(batch)) for batch in batches] == [(0, 20), (20, 20)]
     assert batches[0].values().tolist() + batches[1].values().tolist() == numbers(40)
     assert batches[1].tp == TopicPartition(topic, 0)

@@ -140,8 +140,7 @@ class Consumer(Generic[K, V]):
 
     async def __aiter__(self) -> AsyncIterator[ConsumerRecord[K, V]]:
         """Record after record; ends after `consumer_timeout_ms` without one (None: never), by `wakeup` or `close`."""
-        limit_ms = self.settings.consumer_timeout_ms
-        timeout_ms = None if limit_ms is None or limit_ms < 0 else limit_ms
+        timeout_ms = self.settings.iteration_timeout_ms
         while (one := await self._next(timeout_ms, as_batches=False)) is not None:
             subscription = self._started()._subscription
             moves = subscription.moves
@@ -153,6 +152,7 @@ class Consumer(Generic[K, V]):
 
     async def batches(self, *, timeout_ms: float | None = None) -> AsyncIterator[RecordBatch]:
         """See `zbroker.Consumer.batches`."""
+        timeout_ms = self.settings.iteration_timeout_ms if timeout_ms is None else timeout_ms
         while (one := await self._next(timeout_ms, as_batches=True)) is not None:
             subscription = self._started()._subscription
             moves, ready = subscription.moves, one.ready

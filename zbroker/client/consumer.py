@@ -188,8 +188,7 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
     def __iter__(self) -> Iterator[ConsumerRecord[K, V]]:
         """Record after record; ends after `consumer_timeout_ms` without one (None: never), by `wakeup` or `close`."""
         self._use.check()
-        timeout_ms = self.settings.consumer_timeout_ms
-        return self._records(None if timeout_ms is None or timeout_ms < 0 else timeout_ms)
+        return self._records(self.settings.iteration_timeout_ms)
 
     def _records(self, timeout_ms: float | None) -> Iterator[ConsumerRecord[K, V]]:
         subscription = self._subscription
@@ -202,13 +201,14 @@ class Consumer(TopicQueries, CommitCalls, Generic[K, V]):
                     break
 
     def batches(self, *, timeout_ms: float | None = None) -> Iterator[RecordBatch]:
-        """Batch after batch, as views into the mapped log without a copy; ends as iteration does, after `timeout_ms`.
+        """Batch after batch, as views into the mapped log without a copy; ends as iteration does, after `timeout_ms`
+        (None: `consumer_timeout_ms`) without one.
 
         A batch is given out whole: the first one after a seek may begin before the position. Its bytes stay valid while
         it, or a view of it, is held; `release()` gives them back at once.
         """
         self._use.check()
-        return self._batches(timeout_ms)
+        return self._batches(self.settings.iteration_timeout_ms if timeout_ms is None else timeout_ms)
 
     def _batches(self, timeout_ms: float | None) -> Iterator[RecordBatch]:
         subscription = self._subscription

@@ -144,11 +144,16 @@ class ConsumerSettings(ConnectionSettings, kw_only=True, forbid_unknown_fields=T
     isolation_level: Annotated[
         Literal["read_uncommitted", "read_durable"], doc("read_durable: records that are on a disk only")
     ] = "read_uncommitted"
-    consumer_timeout_ms: Annotated[int | None, doc("iterating ends after so long without a record; not set: never")] = (
-        None
-    )
+    consumer_timeout_ms: Annotated[
+        int | None, doc("iteration, batches() too, ends after so long without a record; not set: never")
+    ] = None
     key_deserializer: Annotated[Callable[[bytes], Any] | None, doc("makes an object of a key's bytes")] = None
     value_deserializer: Annotated[Callable[[bytes], Any] | None, doc("makes an object of a value's bytes")] = None
+
+    @property
+    def iteration_timeout_ms(self) -> int | None:
+        """`consumer_timeout_ms`; None: never, which Kafka's clients also write as a negative number."""
+        return None if self.consumer_timeout_ms is None or self.consumer_timeout_ms < 0 else self.consumer_timeout_ms
 
 
 CLIENTS: Final[dict[str, type[ConnectionSettings]]] = {
