@@ -24,13 +24,18 @@ class Liveness:
         self._watched: dict[int, tuple[int, int]] = {}  # incarnation -> (pidfd, process number)
 
     def watch(self, number: int, incarnation: int) -> bool:
-        """Report the end of this incarnation from now on. False: it has ended."""
+        """Report the end of this incarnation from now on, once, however often this is called. False: it has ended."""
+        if incarnation in self._watched:
+            return True
         fd = ids.open_pidfd(incarnation)
         if fd is None:
             return False
         self._watched[incarnation] = (fd, number)
         self._loop.add_reader(fd, lambda: self._died(number, incarnation))
         return True
+
+    def __len__(self) -> int:
+        return len(self._watched)
 
     def watched(self) -> list[tuple[int, int]]:
         """(process number, incarnation) of all that live."""

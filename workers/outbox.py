@@ -91,6 +91,11 @@ class Outbox:
         for peer in [peer for peer in self._queues if peer.origin == origin]:
             self._lose(peer)
 
+    def forget(self, peer: Peer) -> None:
+        """Give up what waits for one peer, which is gone."""
+        if peer in self._queues:
+            self._lose(peer)
+
     def _retry(self, peer: Peer) -> None:
         queue = self._queues.get(peer)
         if queue is None:

@@ -7,7 +7,13 @@
 A return address is one byte that names the socket and the routing id there; only the router looks into it. `peer` is
 what the kernel says of the sender. It decodes no body but the two hellos that are meant for it, touches no disk on the
 way of a message, and never blocks: who does not read has a bounded outbox, and beyond it the asker is told to slow
-down. It keeps nothing that a new router would miss: processes say hello again, clients ask again.
+down. It keeps nothing that a new router would miss: processes say hello again, clients ask again, and what a process
+was asked (`forwarded`) matters only as long as the router that asked lives.
+
+THE END OF A PROCESS. zmq drops what it holds for a peer that is gone, and says nothing. So when a process ends (its
+pidfd says so), later requests for it are refused, what it had answered before is delivered, and then every other
+request that it was given is answered with an error: one that says so where the request surely never arrived, else one
+after which it may have been done.
 """
 
 from __future__ import annotations
@@ -21,11 +27,13 @@ from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import (
     BrokerError,
+    BrokerNotAvailableError,
     ClusterAuthorizationFailedError,
     CoordinatorNotAvailableError,
     InvalidRequestError,
     LeaderNotAvailableError,
     MessageSizeTooLargeError,
+    NotLeaderForPartitionError,
     ThrottlingQuotaExceededError,
     UnsupportedVersionError,
 )
@@ -34,6 +42,7 @@ from zbroker.transport.sockets import UnroutableError, peer_of
 from zbroker.wire.codec import decode, encode
 from zbroker.wire.layout import (
     BODY_HEADROOM_BYTES,
+    CORRELATION_AT,
     HEADER_BYTES,
     INNER_APIS,
     NO_PEER,
@@ -47,7 +56,9 @@ from zbroker.wire.layout import (
     unpack_header,
 )
 from zbroker.wire.messages import Hello, ProcessHello, ProcessWelcome, Welcome
+from zbroker.workers.departures import Departures
 from zbroker.workers.doors import BACK, FRONT, Doors
+from zbroker.workers.forwarded import Forwarded
 from zbroker.workers.guard import Guard, bounds_for, has_unread_bytes, open_files, resident_bytes
 from zbroker.workers.outbox import Outbox, OutboxBounds, Peer
 from zbroker.workers.runtime import Reload, Role, exit_code_of, raise_descriptor_limit
@@ -71,11 +82,20 @@ class Router:
         self._connections_max = limits.connections_per_user_max
         self._cluster_id = ""
         self._processes: dict[int, tuple[Peer, int]] = {}  # process number -> (where, incarnation)
+        self._forwarded = Forwarded()
         self._board = role.make_board(cells=0)
         self._outbox = Outbox(role.loop, self._send, self._on_lost, OutboxBounds())
         self._forwarded_count = 0
         self.doors = Doors(role.loop, role.config, paths.front, paths.back, self._on_message)
         role.at_close(self.doors.close)
+        self._departures = Departures(
+            role.loop,
+            role.clock,
+            is_routable=self._is_routable,
+            on_end=self._process_ended,
+            on_silence=self._process_is_silent,
+        )
+        role.at_close(self._departures.close)
         self._files_at_start = open_files()
         bounds = bounds_for(raise_descriptor_limit(), self._connections_max)
         self.guard = Guard(
@@ -155,7 +175,7 @@ class Router:
             raise UnsupportedVersionError(
                 f"the client speaks protocol {hello.protocol_min} to {hello.protocol_max}, this broker {VERSION}"
             )
-        connections = self.guard.files - self._files_at_start - len(self._processes)
+        connections = self.guard.files - self._files_at_start - len(self._processes) - len(self._departures)
         if connections > self._connections_max:
             raise ThrottlingQuotaExceededError(
                 f"{connections} connections are open, {self._connections_max} are allowed",
@@ -191,6 +211,8 @@ class Router:
             return
         return_address = frames[1].bytes
         if return_address:
+            correlation = int.from_bytes(frames[2].buffer[CORRELATION_AT], "little")
+            self._forwarded.answered(sender.routing_id, return_address, correlation)
             asker = Peer(return_address[:1], return_address[1:])
             self._deliver(asker, [asker.routing_id, *frames[2:]])
             return
@@ -221,8 +243,9 @@ class Router:
         if hello.incarnation >> 64 or ids.pid_of(hello.incarnation) != PEER.unpack(peer)[2]:
             raise InvalidRequestError(f"incarnation {hello.incarnation:#x} is not the sender's")
         known = self._processes.get(hello.number)
-        if known is not None and known[1] != hello.incarnation and not ids.is_alive(hello.incarnation):
+        if not self._departures.watch(hello.number, hello.incarnation):
             return  # a late message of a process that is gone
+        self._forwarded.meet(sender.routing_id, hello.incarnation)
         self._processes[hello.number] = (sender, hello.incarnation)
         reply = [sender.routing_id, pack_reply(header), encode(ProcessWelcome(self._role.incarnation))]
         self._deliver(sender, reply)
@@ -236,13 +259,15 @@ class Router:
         size_bytes = sum(map(len, frames))
         if size_bytes > self._message_bytes_max and asker.origin != BACK:
             raise MessageSizeTooLargeError(f"a message of {size_bytes} bytes; {self._message_bytes_max} are allowed")
-        message = [known[0].routing_id, asker.origin + asker.routing_id, peer, *frames]
+        connection, return_address = known[0].routing_id, asker.origin + asker.routing_id
+        message = [connection, return_address, peer, *frames]
         try:
             if not self._outbox.offer(known[0], message, size_bytes):
                 raise ThrottlingQuotaExceededError(f"{ids.process_name(header.target)} does not keep up")
         except UnroutableError:
             del self._processes[header.target]
             raise _absent(header.target) from None
+        self._forwarded.note(connection, return_address, header)
         self._count(size_bytes)
 
     def _deliver(self, asker: Peer, message: list[Any]) -> None:
@@ -269,10 +294,29 @@ class Router:
             header = unpack_header(memoryview(message[3]))
         except BrokerError:
             return
-        if header.kind == REQUEST:
-            asker = Peer(return_address[:1], return_address[1:])
-            error = _absent(header.target)
-            self._deliver(asker, [asker.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
+        if self._forwarded.answered(peer.routing_id, return_address, header.correlation):
+            self._answer(return_address, header, _absent(header.target))
+
+    def _answer(self, return_address: bytes, header: Header, error: BrokerError) -> None:
+        asker = Peer(return_address[:1], return_address[1:])
+        self._deliver(asker, [asker.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
+
+    def _process_ended(self, incarnation: int) -> list[bytes]:
+        for number in [number for number, known in self._processes.items() if known[1] == incarnation]:
+            del self._processes[number]
+        return self._forwarded.connections_of(incarnation)
+
+    def _process_is_silent(self, connection: bytes) -> None:
+        self._outbox.forget(Peer(BACK, connection))
+        for return_address, header in self._forwarded.of_dead(connection):
+            self._answer(return_address, header, _ended(header))
+
+    def _is_routable(self, connection: bytes) -> bool:
+        try:
+            self.doors.send(BACK, [connection, b""])
+        except UnroutableError:
+            return False
+        return True
 
     def _count(self, size_bytes: int) -> None:
         self._forwarded_count += 1
@@ -319,6 +363,18 @@ def _absent(target: int) -> BrokerError:
     if _may_be_process(target):
         return LeaderNotAvailableError(f"{ids.process_name(target)} is not connected")
     return InvalidRequestError(f"{target} names no process")
+
+
+def _ended(header: Header) -> BrokerError:
+    """What a process's end means for a request that it was given, and of which nobody knows whether it was done."""
+    name = ids.process_name(header.target)
+    if header.target == ids.COORDINATOR:
+        # Not CoordinatorNotAvailableError: after that a client asks again also for what must not be done twice.
+        text = f"the {name} has ended while it was asked; it may have done it or not"
+        return BrokerNotAvailableError(text, hint=CoordinatorNotAvailableError.hint)
+    if header.api == Api.OPEN_LANE:
+        return _absent(header.target)  # a lane of the dead is none
+    return NotLeaderForPartitionError(f"{name} has ended")
 
 
 def main(config: ServerConfig, *, reload: Reload | None = None) -> int:

@@ -25,6 +25,7 @@ from zbroker.errors import InvalidRequestError, UnsupportedVersionError
 
 HEADER = struct.Struct("<2sBBHhQIIIibBHI")
 HEADER_BYTES: Final = 40
+CORRELATION_AT: Final = slice(8, 16)
 MAGIC: Final = b"zB"
 VERSION: Final = 1
 REQUEST: Final = 0
