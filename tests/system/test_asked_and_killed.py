@@ -82,6 +82,7 @@ def test_a_request_to_a_worker_that_is_killed_is_answered_at_once(
     connection = Connection(read_settings(ConnectionSettings, way, {}))
     body = encode(ListOffsetsRequest([]))
     with contextlib.closing(connection), ThreadPoolExecutor(1) as asker:
+        connection.request(ids.worker_number(0), Api.LIST_OFFSETS, [body])  # it is there
         pid = stop(broker, "worker-0")
         before = settle(forwarded)
         asked = asker.submit(
@@ -100,6 +101,7 @@ def test_what_may_have_been_done_by_a_coordinator_that_is_killed_is_told_and_not
     broker, _ = served
     forwarded = Forwarded(broker)
     with AdminClient(way) as admin, ThreadPoolExecutor(1) as asker:
+        admin.list_topics()  # it is there
         pid = stop(broker, "coordinator")
         before = settle(forwarded)
         asked = asker.submit(admin.create_topics, ["never"], timeout_ms=DEADLINE_MS)
