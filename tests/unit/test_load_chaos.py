@@ -183,3 +183,12 @@ def test_a_round_without_a_broker_counts_as_failed_and_the_next_is_made(
     run.round(lambda what, share: None)
     assert (run.rounds_done, run.next_seed, run.is_sound) == (1, 41, False)
     assert "seed 40: BrokerFailedError: the broker did not answer" in run.text()
+
+
+@pytest.mark.parametrize(("line", "end"), [("finish\n", (0, "True\n")), ("", (1, ""))])
+def test_a_client_finishes_when_told_to_and_ends_at_once_when_nobody_is_there_to_tell_it(
+    line: str, end: tuple[int, str]
+) -> None:
+    asks = "from zbroker.load.chaos_client import is_told_to_finish\nwhile not is_told_to_finish(): pass\nprint(True)"
+    done = subprocess.run([sys.executable, "-c", asks], input=line, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == end

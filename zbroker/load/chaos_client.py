@@ -71,10 +71,12 @@ def name_of(value: bytes) -> str:
 
 
 def is_told_to_finish() -> bool:
-    """Whether the line came, or whoever would write it is gone."""
+    """Whether the line came. Ends the process when whoever would write it is gone: its broker is, too, and nobody reads
+    what a client has seen."""
     if not select.select([sys.stdin], [], [], 0)[0]:
         return False
-    sys.stdin.readline()
+    if not sys.stdin.readline():
+        os._exit(1)
     return True
 
 
