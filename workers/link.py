@@ -3,7 +3,8 @@
 Guarantees: HELLO is repeated until the router has answered it; when the router's pidfd fires it starts again, so a
 restarted router knows every process within a few milliseconds. A message that cannot be sent now waits in a bounded
 outbox, in order; beyond the bound it is dropped and counted, and the asker's own deadline makes it ask again (zmq
-promises no more). Calls made to other processes get exactly one outcome: the reply, or RequestTimedOutError.
+promises no more). Calls made to other processes get exactly one outcome: the reply, or RequestTimedOutError. That comes
+as soon as a new router is there, for those made through the one before: who was asked may have done it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class RouterLink:
         self._outbox: deque[list[bytes | bytearray | memoryview]] = deque()
         self._outbox_bytes = 0
         self._router_pidfd = -1
+        self._has_lost_router = False
         self.router_incarnation = 0
         self.dropped_count = 0
         self._context = Context()
@@ -177,9 +179,14 @@ class RouterLink:
         self._hellos = 0
         self._router_pidfd = pidfd
         self._loop.add_reader(pidfd, self._router_died)
+        if self._has_lost_router:
+            self._has_lost_router = False
+            for correlation in list(self._calls):
+                self._expire(correlation)
         self._on_welcome()
 
     def _router_died(self) -> None:
+        self._has_lost_router = True
         self._forget_router()
         self._say_hello()
 

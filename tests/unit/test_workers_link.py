@@ -1,14 +1,23 @@
-"""A process that finds no router waits for it, and says so once."""
+"""A process and its router: it waits for one, and what it had asked through one that died it hears of from the next."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conditions import wait_until
 from zbroker import ids
-from zbroker.clock import ManualClock
+from zbroker.clock import HostClock, ManualClock
+from zbroker.errors import BrokerError, RequestTimedOutError
 from zbroker.transport.loop import Loop
+from zbroker.transport.sockets import Context, RouterSocket
+from zbroker.wire.codec import encode
+from zbroker.wire.layout import Api, Header, pack_reply, unpack_header
+from zbroker.wire.messages import Done, ProcessWelcome
 from zbroker.workers.link import HELLO_INTERVAL_MS, HELLOS_IN_SILENCE, RouterLink
 
 
@@ -29,4 +38,63 @@ def test_a_process_without_a_router_says_once_that_it_waits_and_where(
     assert len(said) == 1
     assert vars(said[0])["at"] == endpoint
     link.close()
+    loop.close()
+
+
+class PlayedRouter:
+    """A router that the test plays: it welcomes whoever says hello, and answers nothing else."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.incarnation = 0
+        self.asked: list[Header] = []
+        self._context = Context()
+        self._socket = RouterSocket(self._context, message_max_bytes=1 << 20)
+        self._socket.bind(endpoint)
+
+    def take(self) -> None:
+        while (message := self._socket.receive()) is not None:
+            header = unpack_header(message[2].buffer)
+            if header.api == Api.PROCESS_HELLO:
+                welcome = encode(ProcessWelcome(self.incarnation))
+                self._socket.send([message[0].bytes, pack_reply(header), welcome])
+            else:
+                self.asked.append(header)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.close()
+
+
+def test_calls_through_a_router_that_died_end_when_the_next_one_is_there(tmp_path: Path) -> None:
+    loop, clock = Loop(), HostClock()
+    endpoint = f"ipc://{tmp_path}/back.sock"
+    router = PlayedRouter(endpoint)
+    errors: list[BrokerError | None] = []
+    link = RouterLink(
+        loop, clock, endpoint, number=ids.worker_number(0), incarnation=ids.own_incarnation(),
+        message_max_bytes=1 << 20, on_request=lambda frames: None,
+    )  # fmt: skip
+
+    def turn_until(is_true: Callable[[], bool]) -> None:
+        def turn() -> bool:
+            router.take()
+            loop.run_once(5)
+            return is_true()
+
+        wait_until(turn)
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as first:
+        router.incarnation = ids.incarnation_of(first.pid)
+        turn_until(lambda: link.is_welcome)
+        link.call(ids.COORDINATOR, Api.REGISTER, Done(), lambda error, _: errors.append(error), timeout_ms=600_000)
+        turn_until(lambda: len(router.asked) == 1)
+        first.kill()
+        turn_until(lambda: not link.is_welcome)
+        assert errors == []
+    router.incarnation = ids.own_incarnation()
+    turn_until(lambda: bool(errors))
+    assert link.is_welcome
+    assert isinstance(errors[0], RequestTimedOutError)
+    link.close()
+    router.close()
     loop.close()
