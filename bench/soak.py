@@ -48,6 +48,7 @@ def _of_faults(profile: str, states: list[State]) -> list[Row]:
         row(f"{profile}: reordered", sum(one.reordered for one in states), "", target="<= 0"),
         row(f"{profile}: rounds with any finding", sum(len(one.failures) for one in states), "", target="<= 0"),
         row(f"{profile}: longest wait for an acknowledgement after a fault, p50", percentile(waits_ms, 50), "ms"),
+        row(f"{profile}: the same, p99", percentile(waits_ms, 99), "ms"),
     ]
 
 

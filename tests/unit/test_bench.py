@@ -110,6 +110,7 @@ def test_all_of_the_package_is_compiled_before_a_start_is_measured(
 def test_the_states_of_soaks_are_added_up_by_profile() -> None:
     first = State("kills", 20, 27, 20, faults={"kill worker": 600}, acknowledged=7, waits_ms=[5.0])
     second = State("kills", 8, 9, 8, faults={"kill router": 399}, acknowledged=3, lost=2, failures=["seed 1: lost"])
+    second.waits_ms = [*[20.0] * 98, 30_000.0, 30_000.0]
     cuts = State("power", 6, 301, 6, counts={"power cuts with acks=fsync": 290, "power cuts with acks=all": 60})
     bugs = State("bugs", 1, 2, 1, passed=10)
     found = {one.what: (one.value, one.met) for one in rows_of([first, cuts, second, bugs])}
@@ -117,6 +118,7 @@ def test_the_states_of_soaks_are_added_up_by_profile() -> None:
     assert found["kills: records acknowledged"] == (10, "")
     assert found["kills: lost"] == (2, "missed")
     assert found["kills: duplicated"] == (0, "met")
+    assert found["kills: the same, p99"] == (30_000, "")
     assert found["kills: rounds with any finding"] == (1, "missed")
     assert found["power: rounds"] == (6, "")
     assert found["power: power cuts with acks=fsync"] == (290, "missed")
