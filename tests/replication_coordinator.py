@@ -218,11 +218,11 @@ class Coordinator:
         if number not in self.isr:
             self.elr = tuple(one for one in (*self.isr, *self.elr) if one != number)
             self.isr = (number,)
+            self.partition_epoch += 1
         if self.must_step_down == number:
             self.must_step_down = -1
         self.leader = number
         self.leader_epoch += 1
-        self.partition_epoch += 1
         self.elections += 1
 
     def grants(self) -> list[Grant]:

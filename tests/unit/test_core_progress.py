@@ -6,7 +6,7 @@ from zbroker.clock import NS_PER_MS
 from zbroker.core import partition_events as ev
 from zbroker.core.partition_events import Copies
 from zbroker.core.progress import PROPOSE_AGAIN_AFTER_NS, REFUSED_FOR_NS, Progress
-from zbroker.errors import LeaderNotAvailableError, StaleIncarnationError
+from zbroker.errors import FencedLeaderEpochError, LeaderNotAvailableError, StaleIncarnationError
 
 LAG_MAX_NS = 5_000 * NS_PER_MS
 END = 10
@@ -47,6 +47,24 @@ def test_the_same_is_proposed_again_to_a_coordinator_that_does_not_know_yet_who_
     found.refused(ev.IsrRefused(7, LeaderNotAvailableError()), 0)
     assert proposed(found, PROPOSE_AGAIN_AFTER_NS - 1) is None
     assert proposed(found, PROPOSE_AGAIN_AFTER_NS) == (1, 2, 3)
+
+
+def test_what_was_proposed_under_an_epoch_that_is_over_is_proposed_again_under_the_next() -> None:
+    for is_refused_first in (True, False):
+        found = progress((1, 2))
+        report(found, 2, 20, 0)
+        report(found, 3, 30, 0)
+        assert proposed(found, 0) == (1, 2, 3)
+        if is_refused_first:
+            found.refused(ev.IsrRefused(7, FencedLeaderEpochError()), 0)
+            assert proposed(found, PROPOSE_AGAIN_AFTER_NS) is None, "the coordinator has news"
+        found.begin_epoch(END, PROPOSE_AGAIN_AFTER_NS)  # and these change no set: the version is the same
+        assert found.proposed == (1, 2, 3), "it may have been taken over, and counts until that is known"
+        assert proposed(found, PROPOSE_AGAIN_AFTER_NS) == (1, 2, 3)
+        if not is_refused_first:
+            found.refused(ev.IsrRefused(7, FencedLeaderEpochError()), PROPOSE_AGAIN_AFTER_NS)
+        found.answered(ev.IsrAnswered(8, (1, 2, 3), ()), PROPOSE_AGAIN_AFTER_NS)
+        assert (found.proposed, found.isr_size) == (None, 3)
 
 
 def test_another_incarnation_of_a_refused_copy_is_proposed_without_delay() -> None:

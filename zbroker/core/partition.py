@@ -290,7 +290,7 @@ class Partition(PartitionState):
         self.leader_epoch = event.leader_epoch
         self._is_epoch_durable = event.is_epoch_durable
         if self._progress is not None:
-            self._progress.begin_epoch(self.log_end)
+            self._progress.begin_epoch(self.log_end, now_ns)
         return [ev.Restate()]
 
     def _epoch_durable(self, event: ev.EpochDurable, now_ns: int) -> list[Effect]:

@@ -94,9 +94,12 @@ class Progress:
         wanted = [copy_id for copy_id in copies.all if copy_id != self._own]
         self._followers = {one: self._followers.get(one) or Follower(one, now_ns) for one in wanted}
 
-    def begin_epoch(self, log_end: int) -> None:
-        """The same leader begins a new epoch at its log end."""
+    def begin_epoch(self, log_end: int, now_ns: int) -> None:
+        """The same leader begins a new epoch at its log end. An open proposal is made again under it: that of the old
+        epoch is refused from now on, and a grant that changes no set says nothing else of it."""
         self._epoch_start = log_end
+        if self.proposed is not None:
+            self._propose_at_ns = max(1, now_ns)
 
     @property
     def is_alone(self) -> bool:
