@@ -83,14 +83,32 @@ def stored(directory: Path) -> list[Record]:
     return [record for batch in dump_batches(directory) for record in batch.records()]
 
 
-def is_compacted(directory: Path, *, sealed: bool = True) -> bool:
-    """Whether no key comes twice before the active segment."""
+def compacted(directory: Path) -> list[Record]:
+    """The records of a copy; none before no key comes twice before the active segment."""
     logs = sorted(directory.glob("*.log"))
     try:
-        keys = [record.key for record in stored(directory) if record.offset < int(logs[-1].stem)]
+        records = stored(directory)
     except StorageError:
-        return False  # a segment was replaced while it was looked at
-    return len(logs) > 1 and len(keys) == len(set(keys))
+        return []  # a segment was replaced while it was looked at
+    keys = [record.key for record in records if record.offset < int(logs[-1].stem)]
+    return records if len(logs) > 1 and len(keys) == len(set(keys)) else []
+
+
+def is_compacted(directory: Path) -> bool:
+    """Whether no key comes twice before the active segment."""
+    return bool(compacted(directory))
+
+
+def when_compacted(copies: Copies, directory: Path) -> list[Record]:
+    """The records of a copy as they were when it was found compacted: its segments may be replaced once more."""
+    found: list[Record] = []
+
+    def is_it() -> bool:
+        found[:] = compacted(directory)
+        return bool(found)
+
+    copies.pump_until(is_it)
+    return found
 
 
 def read(consumer: Consumer[bytes, bytes], count: int, *, until: int) -> list[Record]:
@@ -205,9 +223,7 @@ def test_a_copy_comes_back_into_the_middle_of_what_was_compacted_and_a_new_one_f
         copies.give_news()
         copies.wait_in_sync(3)
         for number in (second, third):
-            directory = copies.copy_directory(number)
-            copies.pump_until(lambda where=directory: is_compacted(where))  # type: ignore[misc]  # the default is bound
-            check(stored(directory), 3_000)
+            check(when_compacted(copies, copies.copy_directory(number)), 3_000)
         for number in copies.numbers:
             assert not verify_copy(copies.copy_directory(number)).faults
         copies.leader = second
@@ -215,8 +231,6 @@ def test_a_copy_comes_back_into_the_middle_of_what_was_compacted_and_a_new_one_f
         produce(copies, 3_000, 3_500)
         copies.wait_equal()
         for number in copies.numbers:
-            directory = copies.copy_directory(number)
-            copies.pump_until(lambda where=directory: is_compacted(where))  # type: ignore[misc]
-            check(stored(directory), 3_500)
+            check(when_compacted(copies, copies.copy_directory(number)), 3_500)
         assert "damage" not in copies.log
         assert not copies.suspects
