@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 from pathlib import Path
 
 import pytest
 
+from tests.consuming import free_port
 from tests.frame_proxy import FrameProxy, Weather
 from zbroker.check.copies import compare_copies
 from zbroker.client.admin import AdminClient
@@ -27,11 +27,6 @@ WEATHERS = {
     "double": Weather(duplicate=0.1, drop=0.05, reset=0.01),
     "cut-and-damaged": Weather(cut_s=2.0, corrupt=0.03),
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Target:

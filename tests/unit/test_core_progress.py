@@ -26,11 +26,17 @@ def report(found: Progress, copy_id: int, incarnation: int, now_ns: int) -> None
     assert found.report(ev.FollowerAt(copy_id, incarnation, END, END), END, now_ns)
 
 
-def test_a_copy_that_was_refused_is_proposed_again_because_the_coordinator_may_not_have_known_it_yet() -> None:
+def with_copy_3_proposed() -> Progress:
+    """Copies 1 and 2 are in sync, and copy 3, which has caught up, is proposed as well."""
     found = progress((1, 2))
     report(found, 2, 20, 0)
     report(found, 3, 30, 0)
     assert proposed(found, 0) == (1, 2, 3)
+    return found
+
+
+def test_a_copy_that_was_refused_is_proposed_again_because_the_coordinator_may_not_have_known_it_yet() -> None:
+    found = with_copy_3_proposed()
     found.refused(ev.IsrRefused(7, StaleIncarnationError()), 0)
     for now_ns in (PROPOSE_AGAIN_AFTER_NS, REFUSED_FOR_NS - 1):
         report(found, 3, 30, now_ns)
@@ -40,10 +46,7 @@ def test_a_copy_that_was_refused_is_proposed_again_because_the_coordinator_may_n
 
 
 def test_the_same_is_proposed_again_to_a_coordinator_that_does_not_know_yet_who_leads() -> None:
-    found = progress((1, 2))
-    report(found, 2, 20, 0)
-    report(found, 3, 30, 0)
-    assert proposed(found, 0) == (1, 2, 3)
+    found = with_copy_3_proposed()
     found.refused(ev.IsrRefused(7, LeaderNotAvailableError()), 0)
     assert proposed(found, PROPOSE_AGAIN_AFTER_NS - 1) is None
     assert proposed(found, PROPOSE_AGAIN_AFTER_NS) == (1, 2, 3)
@@ -51,10 +54,7 @@ def test_the_same_is_proposed_again_to_a_coordinator_that_does_not_know_yet_who_
 
 def test_what_was_proposed_under_an_epoch_that_is_over_is_proposed_again_under_the_next() -> None:
     for is_refused_first in (True, False):
-        found = progress((1, 2))
-        report(found, 2, 20, 0)
-        report(found, 3, 30, 0)
-        assert proposed(found, 0) == (1, 2, 3)
+        found = with_copy_3_proposed()
         if is_refused_first:
             found.refused(ev.IsrRefused(7, FencedLeaderEpochError()), 0)
             assert proposed(found, PROPOSE_AGAIN_AFTER_NS) is None, "the coordinator has news"
@@ -69,10 +69,7 @@ def test_what_was_proposed_under_an_epoch_that_is_over_is_proposed_again_under_t
 
 
 def test_another_incarnation_of_a_refused_copy_is_proposed_without_delay() -> None:
-    found = progress((1, 2))
-    report(found, 2, 20, 0)
-    report(found, 3, 30, 0)
-    assert proposed(found, 0) == (1, 2, 3)
+    found = with_copy_3_proposed()
     found.refused(ev.IsrRefused(7, StaleIncarnationError()), 0)
     report(found, 3, 31, PROPOSE_AGAIN_AFTER_NS)
     assert proposed(found, PROPOSE_AGAIN_AFTER_NS) == (1, 2, 3)
