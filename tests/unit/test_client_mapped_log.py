@@ -184,13 +184,13 @@ def test_at_most_so_many_segments_stay_mapped(writer: Writer) -> None:
     assert len(mappings) == 3
 
 
-def damage(writer: Writer, offset: int, position_in_batch: int) -> None:
+def damage(writer: Writer, offset: int, position_in_batch: int, bits: int = 0x10) -> None:
     base, position = writer.log.position_of(offset)
     with (writer.directory / f"{base:020d}.log").open("r+b") as file:
         file.seek(position + position_in_batch)
         byte = file.read(1)[0]
         file.seek(position + position_in_batch)
-        file.write(bytes([byte ^ 0x10]))
+        file.write(bytes([byte ^ bits]))
 
 
 def test_t04_a_damaged_body_is_an_error_that_names_the_offset_and_a_seek_skips_it(writer: Writer) -> None:
@@ -212,6 +212,23 @@ def test_t04_a_damaged_header_is_an_error_and_never_a_wrong_record(writer: Write
     assert offsets(reader.read(0, writer.frontier, 1 << 20)) == list(range(9))
     with pytest.raises(CorruptRecordError, match="t:0"):
         reader.read(9, writer.frontier, 1 << 20)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize("start", [0, 9, 10])
+def test_a_damaged_base_offset_which_no_crc_covers_gives_no_record_a_wrong_offset(
+    writer: Writer, start: int, bits: int
+) -> None:
+    writer.fill(20)
+    damage(writer, 9, 7, bits)
+    reader = writer.reader()
+    if start == 0:
+        assert offsets(reader.read(0, writer.frontier, 1 << 20)) == list(range(9))
+    with pytest.raises(CorruptRecordError, match=r"t:0.*offset (9|10)\b"):
+        reader.read(max(start, 9), writer.frontier, 1 << 20)
+    for after in 12, 14, 30:
+        found = reader.read(after, writer.frontier, 1)[0]
+        assert all(bytes(record.value or b"").startswith(b"%d." % record.offset) for record in found)
 
 
 def test_crcs_can_be_left_unchecked(writer: Writer) -> None:

@@ -46,24 +46,37 @@ class Run(NamedTuple):
 
 
 def read_run(
-    make: MakeBatch, view: memoryview, position: int, end: int, offset: int, upper_offset: int, max_bytes: int
+    make: MakeBatch,
+    view: memoryview,
+    position: int,
+    end: int,
+    offset: int,
+    upper_offset: int,
+    max_bytes: int,
+    *,
+    base_offset: int | None = None,
 ) -> Run:
     """Batches from the one at `position`, which must contain `offset`, until about `max_bytes` are passed.
+
+    `base_offset`: what this first batch must begin with, where that is known. No CRC covers it: what lies before a
+    batch tells it.
 
     Raises CorruptRecordError when the CRC of the very first one does not match; a later one ends the run before it.
     """
     batches: list[RecordBatch] = []
+    due = base_offset
     stop = min(end, position + max_bytes)
     while offset < upper_offset and position < stop and position + HEADER_BYTES <= end:
         header = read_header(view, position)
-        base_offset, length, magic = header[0], header[1], header[3]
+        found, length, magic = header[0], header[1], header[3]
         following = position + LOG_OVERHEAD + length
-        next_offset = base_offset + header[6] + 1
+        next_offset = found + header[6] + 1
         if (
             (magic != MAGIC_COLUMNS and magic != MAGIC_ROWS)
             or length < _LENGTH_MIN
             or following > end
-            or not base_offset <= offset < next_offset <= upper_offset
+            or not found <= offset < next_offset <= upper_offset
+            or (due is not None and found != due)
         ):
             break
         try:
@@ -73,4 +86,5 @@ def read_run(
                 raise
             break
         position, offset = following, next_offset
+        due = next_offset
     return Run(batches, position, offset)

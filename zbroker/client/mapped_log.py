@@ -144,6 +144,8 @@ class MappedLog:
         self._name = name
         self._base = -1
         self._position = 0
+        self._base_offset = -1
+        """Of the batch at `_position`: where the batch before it ends, or what segment or index say."""
         self._offset = -1
         self._view = _EMPTY
 
@@ -189,12 +191,13 @@ class MappedLog:
     def _run(self, offset: int, end: int, high_watermark: int, max_bytes: int) -> list[RecordBatch]:
         make, view, position = self._make, self._view, self._position
         try:
-            run = read_run(make, view, position, end, offset, high_watermark, max_bytes)
+            run = read_run(make, view, position, end, offset, high_watermark, max_bytes, base_offset=self._base_offset)
         except CorruptRecordError:
             # Bytes may reach this core after the word that announces them; a CRC that fails twice is damage.
             fence()
-            run = read_run(make, view, position, end, offset, high_watermark, max_bytes)
-        self._position, self._offset = run.position, run.offset
+            run = read_run(make, view, position, end, offset, high_watermark, max_bytes, base_offset=self._base_offset)
+        if run.batches:
+            self._position, self._offset, self._base_offset = run.position, run.offset, run.offset
         return run.batches
 
     def _end(self, active_base: int, bound: int) -> int:
@@ -225,7 +228,7 @@ class MappedLog:
 
     def _enter(self, base_offset: int) -> None:
         self._view = self._mappings.get(self._directory, base_offset, 0)
-        self._base, self._position = base_offset, 0
+        self._base, self._position, self._base_offset = base_offset, 0, base_offset
 
     def _segment_of(self, offset: int) -> int:
         """The base of the segment that holds an offset."""
@@ -247,32 +250,37 @@ class MappedLog:
         base = active_base if offset >= active_base else self._segment_of(offset)
         self._enter(base)
         end = self._end(active_base, bound)
-        view, position = self._view, self._indexed_position(offset, end)
+        view = self._view
+        position, due = self._indexed_position(offset, end)
         while position + HEADER_BYTES <= end:
             header = read_header(view, position)
             if header.magic not in (MAGIC_COLUMNS, MAGIC_ROWS) or header.batch_length < HEADER_BYTES - LOG_OVERHEAD:
                 break
-            if header.next_offset > offset:
+            next_offset = due + header.last_offset_delta + 1
+            if next_offset > offset:
                 break
             position += header.size_bytes
-        self._position, self._offset = position, offset
+            due = next_offset
+        self._position, self._offset, self._base_offset = position, offset, due
 
-    def _indexed_position(self, offset: int, end: int) -> int:
-        """A position at or before the batch that contains `offset`, by the index file where it tells the truth."""
+    def _indexed_position(self, offset: int, end: int) -> tuple[int, int]:
+        """A position at or before the batch that contains `offset`, and the base offset of the batch there, by the
+        index file where it tells the truth."""
+        begin = (0, self._base)
         path = os.path.join(self._directory, segment_name(self._base, INDEX))
         try:
             with open(path, "rb") as file:
                 data = file.read(min(os.fstat(file.fileno()).st_size, INDEX_BYTES_MAX))
         except OSError:
-            return 0
+            return begin
         words = array("I", data[: len(data) // INDEX_ENTRY.size * INDEX_ENTRY.size])
         words.byteswap()
         found = bisect_right(words[0::2], offset - self._base) - 1
         if found < 0:
-            return 0
+            return begin
         relative, position = words[2 * found], words[2 * found + 1]
         if position + HEADER_BYTES > end:
-            return 0
+            return begin
         header = read_header(self._view, position)
         fits = header.magic in (MAGIC_COLUMNS, MAGIC_ROWS) and header.last_offset == self._base + relative
-        return position if fits else 0
+        return (position, header.base_offset) if fits else begin
