@@ -16,13 +16,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench.harness import RESULTS, print_table
-from bench.peers.document import ROUNDS, Line, document, lines_of, stored_lines
+from bench.harness import RESULTS, command_of, print_table
+from bench.peers.document import ROUNDS, Line, document, join, lines_of
 from bench.peers.failover import measure_failover
 from bench.peers.measures import Plan, measure_latency, measure_start, measure_throughput
 from bench.peers.registry import SYSTEMS, system
 from bench.peers.system import MissingError, System
-from zbroker.load.results import Results, Table, save_results
+from zbroker.load.results import Results, Table, load_results, save_results
 
 PEERS = tuple(name for name in SYSTEMS if name != "zbroker")
 PARTS = ("start", "throughput", "latency")
@@ -120,11 +120,12 @@ def main(
     lines = measure(classes, parts, plan, SMALL_KILLS if small else KILLS)
     is_stored = not small and disk is None and len(names) == len(SYSTEMS)
     is_stored = is_stored and "kafka" not in missing and len(missing) <= MISSING_MAX
+    command = command_of("bench.peers")
     if is_stored:
-        lines = [line for line in stored_lines(STORED) if line.part not in parts] + lines
+        lines, command = join(load_results(STORED) if STORED.exists() else None, lines, command)
         output = output or STORED
     about = ABOUT.format(where="tmpfs" if disk is None else "a disk")
-    found = document(lines, classes, missing, "python -m bench.peers --failover", about, plan.directory)
+    found = document(lines, classes, missing, command, about, plan.directory)
     if output is not None:
         save_results(found, output)
         print(output, file=sys.stderr)

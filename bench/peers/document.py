@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bench.peers.measures import Measured
 from bench.peers.system import System
 from bench.peers.table import all_systems, delay_plots, rows_of
-from zbroker.load.results import Cell, Results, Table, load_results, results, this_machine
+from zbroker.load.results import Cell, Results, Table, results, this_machine
 
 ROUNDS, SYSTEMS, MISSING = "Rounds", "Systems and settings", "Missing systems"
 _COLUMNS = ["part", "what", "system", "way", "figure", "rounds", "measured"]
@@ -53,13 +53,20 @@ def measured_of(lines: list[Line]) -> list[Measured]:
     return list(found.values())
 
 
-def stored_lines(path: Path) -> list[Line]:
-    """The lines of a document; none where there is no document."""
-    try:
-        tables = load_results(path).tables
-    except FileNotFoundError:
-        return []
-    return [Line(*map(str, cells)) for table in tables if table.title == ROUNDS for cells in table.rows]
+def lines_in(found: Results) -> list[Line]:
+    """The lines of a document."""
+    return [Line(*map(str, cells)) for table in found.tables if table.title == ROUNDS for cells in table.rows]
+
+
+def join(known: Results | None, lines: list[Line], command: str) -> tuple[list[Line], str]:
+    """What was measured just now by `command`, with those parts of a document that were not; and the commands that
+    made them."""
+    parts = {line.part for line in lines}
+    kept = [line for line in lines_in(known) if line.part not in parts] if known is not None else []
+    if known is None or not kept:
+        return lines, command
+    commands = [one for one in known.command.split("; ") if one != command]
+    return kept + lines, "; ".join([*commands, command])
 
 
 def document(

@@ -8,12 +8,12 @@ import pytest
 
 import zbroker
 from bench.peers import registry
-from bench.peers.document import document, lines_of, measured_of, stored_lines
+from bench.peers.document import document, join, lines_in, lines_of, measured_of
 from bench.peers.measures import OWN_TOOL, Measured
 from bench.peers.system import MissingError
 from bench.peers.table import all_systems, rows_of
 from zbroker.cli.main import main
-from zbroker.load.results import save_results
+from zbroker.load.results import load_results, save_results
 
 
 def rate(what: str, system: str, way: str, *rates: float) -> Measured:
@@ -75,8 +75,23 @@ def test_the_rounds_are_read_back_from_the_document(tmp_path: Path) -> None:
     lines = lines_of("throughput", measured)
     path = tmp_path / "results.json"
     save_results(document(lines, [], {"kafka": ("none", "install it")}, "command", "about", tmp_path), path)
-    assert stored_lines(path) == lines
+    assert lines_in(load_results(path)) == lines
     assert measured_of(lines) == measured
+
+
+def test_a_part_that_is_measured_alone_takes_its_place_and_its_command_is_named_behind_that_of_the_rest(
+    tmp_path: Path,
+) -> None:
+    first = lines_of("start", [rate("start", "zbroker", "", 1.0)]) + lines_of("latency", [rate("a", "kafka", "", 2.0)])
+    whole, command = join(None, first, "all")
+    assert (whole, command) == (first, "all")
+    for value in 3.0, 4.0:
+        known = document(whole, [], {}, command, "about", tmp_path)
+        again = lines_of("latency", [rate("a", "kafka", "", value)])
+        whole, command = join(known, again, "latency alone")
+        assert whole == [*first[: len(first) // 2], *again]
+        assert command == "all; latency alone"
+    assert join(document(whole, [], {}, command, "about", tmp_path), first, "all again") == (first, "all again")
 
 
 def test_a_peer_whose_client_is_not_installed_is_missing_with_the_command_that_installs_it(
