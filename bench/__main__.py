@@ -5,7 +5,6 @@ Each figure stands beside the bare loop that it is compared with, both measured 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
@@ -17,6 +16,8 @@ from bench.latency import latency_rows
 from bench.produce import DISK_RECORDS, disk_rows, produce_rows
 from bench.readers import READERS, reader_rows
 from bench.world import World
+from zbroker.config.paths import TMPFS_ROOT
+from zbroker.shm.owned_directory import OwnedDirectory
 from zbroker.testing import Broker
 
 RECORDS = 1_200_000
@@ -32,8 +33,7 @@ def measure(parts: tuple[str, ...], rounds: int, small: bool, disk: Path, disk_r
     """The rows of these parts, in the order of the table."""
     rows: list[Row] = []
     few = min(rounds, 3)
-    with tempfile.TemporaryDirectory(prefix="zbb-", dir="/dev/shm") as directory:
-        scratch = Path(directory)
+    with OwnedDirectory.make("zbb-", TMPFS_ROOT) as scratch:
         if set(parts) - {"disk", "footprint"}:
             with Broker(workers=1) as broker:
                 world = World(broker, scratch, SMALL_RECORDS if small else RECORDS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +20,7 @@ from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.producer import Producer
 from zbroker.shm.board_reader import BoardReader
 from zbroker.shm.layout import Counter
+from zbroker.shm.owned_directory import OwnedDirectory
 from zbroker.testing import Broker
 
 RECORDS = 1_200_000
@@ -106,9 +106,9 @@ def main(rounds: int, small: bool, disk: Path) -> None:
     """Measure, print the table, and write bench/results/durability.json."""
     count = SMALL_RECORDS if small else RECORDS
     rows = copies_rows(rounds, count, None, ">= 0.5")
-    with tempfile.TemporaryDirectory(prefix="zbb-", dir=disk) as directory:
-        rows += copies_rows(rounds, count, Path(directory) / "copies", ">= 0.4")
-        rows += fsync_rows(5 if small else PRODUCERS, 1.0 if small else FSYNC_S, Path(directory) / "fsync")
+    with OwnedDirectory.make("zbb-", disk) as directory:
+        rows += copies_rows(rounds, count, directory / "copies", ">= 0.4")
+        rows += fsync_rows(5 if small else PRODUCERS, 1.0 if small else FSYNC_S, directory / "fsync")
     print_table(rows)
     if not small:
         print(save("durability", command_of("bench.durability"), rows, about=ABOUT))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import psutil
 from bench.harness import Row, compile_package, cpu_ns, row, run_rounds, spread
 from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.producer import Producer
+from zbroker.shm.owned_directory import OwnedDirectory
 from zbroker.testing import Broker
 
 _SERVE = "import sys; from zbroker.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -21,7 +21,7 @@ _SERVE = "import sys; from zbroker.cli.main import main; sys.exit(main(sys.argv[
 
 def start(directory: Path) -> dict[str, float]:
     """From the start of `zbroker serve` in an empty directory to the first acknowledged record."""
-    with tempfile.TemporaryDirectory(prefix="zbb-", dir=directory) as own:
+    with OwnedDirectory.make("zbb-", directory) as own:
         run = f"{own}/run"
         started_s = time.perf_counter()
         command = [sys.executable, "-c", _SERVE, "serve", "--data-dir", f"{own}/data", "--run-dir", run]

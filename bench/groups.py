@@ -7,15 +7,13 @@ checked.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import click
 
 from bench.group_scale import change_ms
 from bench.group_sticky import against_brute_force
 from bench.harness import Row, command_of, print_table, row, save
 from zbroker.load.rebalance_run import CONFIG, GroupBench
+from zbroker.shm.owned_directory import OwnedDirectory
 from zbroker.testing import Broker
 
 PARTITIONS = 6
@@ -34,9 +32,9 @@ def group_rows(
     """Measure everything."""
     with (
         Broker(workers=1, config=CONFIG) as broker,
-        tempfile.TemporaryDirectory(prefix="zb-groups-") as directory,
+        OwnedDirectory.make("zb-groups-") as directory,
     ):
-        bench = GroupBench(broker, Path(directory), members=MEMBERS, partitions=PARTITIONS)
+        bench = GroupBench(broker, directory, members=MEMBERS, partitions=PARTITIONS)
         rows = [
             *bench.joining(rounds),
             *bench.takeovers(kills),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from bench.harness import Contender, Row, best, median, row, run_rounds, spread
 from bench.world import BATCH_RECORDS, World, batches
 from zbroker.client.producer import Producer
 from zbroker.doctor.host import file_system_of
+from zbroker.shm.owned_directory import OwnedDirectory
 from zbroker.testing import Broker
 
 CHUNK_RECORDS = 10_000
@@ -99,8 +99,7 @@ def _of(name: str, rate: float) -> str:
 
 def disk_rows(disk: Path, count: int, rounds: int) -> list[Row]:
     """The batch call where the data go to a disk, until they are on it, beside the disk's own rate."""
-    with tempfile.TemporaryDirectory(prefix="zbb-", dir=disk) as directory:
-        here = Path(directory)
+    with OwnedDirectory.make("zbb-", disk) as here:
         kind = file_system_of(here)
         contenders: dict[str, Contender] = {
             "bare pwrite, disk": lambda: bare.disk_write(here / "bare.log", count),

@@ -40,6 +40,8 @@ HERE = Path("/somewhere")
         (host.disk_room(1024 * MIB, 16 * MIB, HERE), Level.PASS, ""),
         (host.mappings(1000), Level.WARN, "vm.max_map_count"),
         (host.leftovers(2, HERE), Level.WARN, "zbroker serve"),
+        (host.temporary_directories([HERE, HERE / "b"]), Level.WARN, f"rm -r {HERE} {HERE / 'b'}"),
+        (host.temporary_directories([]), Level.PASS, ""),
         (host.versions((3, 11, 7), (4, 3, 4)), Level.FAIL, "pyzmq"),
         (host.versions((3, 11, 7), (4, 3, 5)), Level.PASS, ""),
         (host.cores(2, 16), Level.WARN, "workers.count"),
@@ -102,7 +104,7 @@ def test_every_rule_answers_on_this_host(tmp_path: Path) -> None:
     config = ServerConfig()
     config.broker.data_dir = str(tmp_path)
     findings = host.examine_host(config, paths_for(config), (4, 3, 5)) + settings.examine_settings(config)
-    assert len({finding.rule for finding in findings}) == len(findings) == 12
+    assert len({finding.rule for finding in findings}) == len(findings) == 13
     assert host.file_system_of(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ from zbroker.cli.output import progress
 from zbroker.load.bench_runs import Found
 from zbroker.load.bench_target import own_broker
 from zbroker.load.rebalance_run import CONFIG, GroupBench
+from zbroker.shm.owned_directory import OwnedDirectory
 
 
 @click.command()
@@ -44,11 +44,11 @@ def rebalance(
         raise click.UsageError("rebalance kills processes: it takes no broker but its own")
     with (
         own_broker(workers=1, replicas=0, config=CONFIG) as target,
-        tempfile.TemporaryDirectory(prefix="zb-groups-") as directory,
+        OwnedDirectory.make("zb-groups-") as directory,
         progress(options, "Killing members", kills, unit="kills") as advance,
     ):
         assert target.broker is not None
-        bench = GroupBench(target.broker, Path(directory), members=members, partitions=partitions, advance=advance)
+        bench = GroupBench(target.broker, directory, members=members, partitions=partitions, advance=advance)
         rows = [*bench.joining(joins), *bench.takeovers(kills), *bench.restarts(members)]
         if coordinator_kills:
             rows += bench.coordinator_kills(coordinator_kills)

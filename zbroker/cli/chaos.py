@@ -21,6 +21,7 @@ from zbroker.errors import ConfigError
 from zbroker.load.chaos import ChaosReport, Watch, run_chaos
 from zbroker.load.plan import ChaosError, Plan
 from zbroker.load.soak import PROFILES, Soak, SoakError
+from zbroker.shm.owned_directory import OwnedDirectory
 
 CHECK_FAILED: Final = 4
 
@@ -100,26 +101,20 @@ def chaos(
         min_insync_replicas=min(2, copies),
     )
     options.note(f"seed {plan.seed}")
-    with _directory() as directory, _target(attach, workers, replicas) as target:
+    with OwnedDirectory.make("zbroker-chaos-") as directory, _target(attach, workers, replicas) as target:
         try:
             report = run_chaos(plan, target, directory, _watch(options))
         except ChaosError as error:
             raise click.ClickException(f"{error} (seed {plan.seed})") from error
         if report.history:
             kept = Path(tempfile.gettempdir()) / f"zbroker-chaos-{plan.seed}"
-            shutil.copytree(directory, kept, dirs_exist_ok=True)
+            shutil.copytree(directory, kept, ignore=shutil.ignore_patterns("owner-*"), dirs_exist_ok=True)
             report.history = str(kept / Path(report.history).name)
     if options.is_json:
         print_json({**msgspec.to_builtins(report), "is_sound": report.is_sound})
     else:
         click.echo(text_of(report))
     return 0 if report.is_sound else CHECK_FAILED
-
-
-@contextmanager
-def _directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="zbroker-chaos-") as name:
-        yield Path(name)
 
 
 @contextmanager

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Final
 
 import click
 
 from zbroker import ids
 from zbroker.cli.options import Options, pass_options, shared_options
+from zbroker.config.paths import TMPFS_ROOT
 from zbroker.config.presets import PRESETS
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import ConfigError
+from zbroker.shm.owned_directory import OwnedDirectory
 
 _ROLES: Final = ("all", "router", "coordinator", "worker", "replica")
-_TMPFS: Final = Path("/dev/shm")
 
 
 @click.command()
@@ -55,9 +53,9 @@ def serve(
         "workers.count": workers,
         "replicas.count": replicas,
     }
-    directory = Path(tempfile.mkdtemp(prefix="zb-", dir=_TMPFS if _TMPFS.is_dir() else None)) if ephemeral else None
-    if directory is not None:
-        given |= {"broker.data_dir": str(directory / "data"), "broker.run_dir": str(directory / "run")}
+    own = OwnedDirectory.make("zb-", TMPFS_ROOT if TMPFS_ROOT.is_dir() else None) if ephemeral else None
+    if own is not None:
+        given |= {"broker.data_dir": str(own.path / "data"), "broker.run_dir": str(own.path / "run")}
     overrides = [f"{name}={value}" for name, value in given.items() if value is not None]
 
     def load() -> ServerConfig:
@@ -66,8 +64,8 @@ def serve(
     try:
         return _run(load(), role, index, load)
     finally:
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
+        if own is not None:
+            own.remove()
 
 
 def _run(config: ServerConfig, role: str, index: int, reload: object) -> int:

@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from zbroker.config.load import worker_count
@@ -17,6 +18,7 @@ from zbroker.config.paths import TMPFS_ROOT, Paths
 from zbroker.config.schema import MIB, ServerConfig
 from zbroker.doctor.findings import Finding, failed, passed, warned
 from zbroker.ids import is_alive, pid_of
+from zbroker.shm.owned_directory import abandoned, temporary_parents
 
 OPEN_FILES_WANTED = 65_536
 OPEN_FILES_NEEDED = 1_024
@@ -99,6 +101,15 @@ def leftovers(dead_boards: int, run_dir: Path) -> Finding:
     return passed("leftovers", "none")
 
 
+def temporary_directories(found: Sequence[Path]) -> Finding:
+    """Brokers that were made to be thrown away, and whose owner was killed, leave their data in memory."""
+    if found:
+        text = f"{len(found)} of dead processes, such as {found[0]}"
+        fix = f"the next zbroker chaos, bench, demo or test removes them; or rm -r {' '.join(map(str, found))}"
+        return warned("temporary directories", text, fix)
+    return passed("temporary directories", "none was left by a dead process")
+
+
 def versions(python: tuple[int, ...], libzmq: tuple[int, ...]) -> Finding:
     """libzmq before 4.3.5 has known crashes that a client can provoke."""
     text = f"Python {'.'.join(map(str, python))}, libzmq {'.'.join(map(str, libzmq))}"
@@ -130,6 +141,7 @@ def examine_host(config: ServerConfig, paths: Paths, libzmq: tuple[int, ...]) ->
         file_system(file_system_of(existing), paths.data_dir),
         disk_room(shutil.disk_usage(existing).free, config.storage.disk_free_min_bytes, paths.data_dir),
         leftovers(len(dead_boards(paths.boards_dir)), paths.run_dir),
+        temporary_directories([path for parent in temporary_parents() for path in abandoned(parent)]),
     ]
 
 

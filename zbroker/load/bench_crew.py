@@ -8,7 +8,6 @@ Guarantees: no process begins before all are ready; when the call returns, in wh
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import IO, Final
 import msgspec
 
 from zbroker.load.bench_task import Outcome, Progress, Task
+from zbroker.load.child import command_of
 from zbroker.load.histogram import Histogram
 from zbroker.load.usage import Usage, broker_usage, used_between
 
@@ -87,7 +87,7 @@ def _started(tasks: Sequence[Task], errors: IO[bytes]) -> Iterator[dict[str, sub
     try:
         for task in tasks:
             assert task.name not in running, task.name
-            command = [sys.executable, "-m", "zbroker.load.bench_process", msgspec.json.encode(task).decode()]
+            command = command_of("zbroker.load.bench_process", task)
             running[task.name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         yield running
         for process in running.values():

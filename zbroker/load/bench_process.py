@@ -1,6 +1,6 @@
 """One producer or consumer of a benchmark, as a process of its own.
 
-    python -m zbroker.load.bench_process TASK_AS_JSON
+    python -m zbroker.load.bench_process TASK_AS_JSON PID
 
 It connects, makes its values, warms up, and writes the line `ready`. After the line `go` on stdin it works, writes its
 progress, and at the end its `Outcome`, each as one line of JSON.
@@ -9,12 +9,10 @@ progress, and at the end its `Outcome`, each as one line of JSON.
 from __future__ import annotations
 
 import os
-import sys
-
-import msgspec
 
 from zbroker.load import bench_rates, bench_stamps
 from zbroker.load.bench_task import Task, say
+from zbroker.load.child import own_task
 
 WORK = {
     "producer": bench_rates.produce,
@@ -26,7 +24,7 @@ WORK = {
 
 def main() -> None:
     """Do the task that the command line holds."""
-    task = msgspec.json.decode(sys.argv[1], type=Task)
+    task = own_task(Task)
     if task.core is not None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[task.core % len(cores)]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -13,6 +12,7 @@ from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.config.paths import TMPFS_ROOT, paths_for
 from zbroker.config.schema import BrokerSection, ServerConfig
 from zbroker.errors import TopicAlreadyExistsError
+from zbroker.shm.owned_directory import OwnedDirectory
 from zbroker.testing import Broker
 from zbroker.transport.endpoints import parse
 
@@ -69,9 +69,9 @@ def own_broker(
         sections: dict[str, Any] = {**(config or {}), "workers": {"count": workers, "pin": pin}}
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zbb-", dir=directory))) / "broker"
+            where = stack.enter_context(OwnedDirectory.make("zbb-", directory)) / "broker"
             # The sockets' paths are bounded, and the boards belong in memory wherever the data are.
-            run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="zbb-", dir=TMPFS_ROOT))
+            run_dir = stack.enter_context(OwnedDirectory.make("zbb-", TMPFS_ROOT))
             sections["broker"] = {**sections.get("broker", {}), "run_dir": f"{run_dir}/run"}
         broker = stack.enter_context(Broker(workers=workers, replicas=replicas, config=sections, directory=where))
         yield Target(broker.bootstrap_servers, broker.paths.boards_dir, broker)

@@ -1,6 +1,6 @@
 """One producer or consumer of a chaos run, as a process of its own that may be killed at any moment.
 
-    python -m zbroker.load.chaos_client TASK_AS_JSON
+    python -m zbroker.load.chaos_client TASK_AS_JSON PID
 
 It writes what it does and is told, a line for each event, straight to a file: what was written before a SIGKILL is
 there. A producer runs until the line `finish` comes on stdin, and then waits for what is under way; a consumer until it
@@ -26,6 +26,7 @@ from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
 from zbroker.errors import BrokerError, BufferFullError
 from zbroker.ids import TopicPartition
+from zbroker.load.child import own_task
 
 SENT, ACKNOWLEDGED, REFUSED, POLLED, ASSIGNED, FINISHED = "s", "a", "r", "p", "g", "f"
 POLL_MS = 100
@@ -147,7 +148,7 @@ def consume(task: Task, log: EventLog) -> None:
 
 def main() -> None:
     """Do the task that the command line holds."""
-    task = msgspec.json.decode(sys.argv[1], type=Task)
+    task = own_task(Task)
     log = EventLog(Path(task.path))
     if task.role == "producer":
         produce(task, log)

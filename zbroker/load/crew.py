@@ -7,16 +7,14 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from itertools import count as numbers
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from zbroker import ids
 from zbroker.load.chaos_client import ACKNOWLEDGED, ASSIGNED, Task
+from zbroker.load.child import command_of
 from zbroker.load.faults import Fault, role_of
 from zbroker.load.plan import ChaosError, Plan
 
@@ -90,7 +88,7 @@ class Crew:
         )
         self.paths[process] = path
         with (self._directory / f"{name}.log").open("wb") as errors:
-            command = [sys.executable, "-m", "zbroker.load.chaos_client", msgspec.json.encode(task).decode()]
+            command = command_of("zbroker.load.chaos_client", task)
             return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, stdout=errors)
 
     def processes(self) -> dict[str, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ import msgspec
 import psutil
 
 from zbroker.client.admin import AdminClient, NewTopic
+from zbroker.load.child import command_of
 from zbroker.load.demo_process import Findings, Progress, Task
 from zbroker.load.histogram import Histogram
 from zbroker.load.order_check import OrderCheck
@@ -91,7 +91,7 @@ def _processes(tasks: Mapping[str, Task]) -> Iterator[dict[str, subprocess.Popen
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, task in tasks.items():
-            command = [sys.executable, "-m", "zbroker.load.demo_process", msgspec.json.encode(task).decode()]
+            command = command_of("zbroker.load.demo_process", task)
             pipe = subprocess.PIPE
             running[name] = subprocess.Popen(command, stdin=pipe, stdout=pipe)
         yield running

@@ -1,6 +1,6 @@
 """One producer or one consumer of the demo, as a process of its own.
 
-    python -m zbroker.load.demo_process TASK_AS_JSON
+    python -m zbroker.load.demo_process TASK_AS_JSON PID
 
 Writes one JSON object a line to stdout: `{"records": N, "bytes": N}` as it goes, and at the end an object with `done`
 and the findings. A consumer reads until the line `finish` comes on stdin and it has reached the end of its partitions.
@@ -20,6 +20,7 @@ import msgspec
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
 from zbroker.ids import TopicPartition
+from zbroker.load.child import own_task
 from zbroker.load.histogram import Histogram
 from zbroker.load.inputs import lines_of, process_samples
 from zbroker.load.order_check import OrderCheck
@@ -160,7 +161,7 @@ def consume(task: Task) -> Findings:
 
 def main() -> None:
     """Do the task that the command line holds."""
-    task = msgspec.json.decode(sys.argv[1], type=Task)
+    task = own_task(Task)
     _write(produce(task) if task.role == "producer" else consume(task))
 
 

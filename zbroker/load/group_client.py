@@ -1,6 +1,6 @@
 """A member of a consumer group, as a process of its own that may be killed at any moment.
 
-    python -m zbroker.load.group_client TASK_AS_JSON
+    python -m zbroker.load.group_client TASK_AS_JSON PID
 
 It reads, commits each record behind it, and writes what it does and is told, a line for each event, straight to a file:
 what was written before a SIGKILL is there. It joins when the line `go` comes on stdin, and leaves at SIGTERM.
@@ -21,6 +21,7 @@ from zbroker.client.consumer import Consumer
 from zbroker.errors import CommitFailedError, UnreleasedInstanceIdError
 from zbroker.ids import TopicPartition
 from zbroker.load.chaos_client import EventLog
+from zbroker.load.child import own_task
 
 READY, TAKEN, REVOKED, LOST, READ, COMMITTED, REFUSED, LEFT = (
     "ready", "taken", "revoked", "lost", "read", "committed", "refused", "left"
@@ -89,7 +90,7 @@ class _Member:
 
 def main() -> None:
     """Do the task that the command line holds."""
-    task = msgspec.json.decode(sys.argv[1], type=Task)
+    task = own_task(Task)
     member = _Member(task, EventLog(Path(task.path)))
     signal.signal(signal.SIGTERM, member.stop)
     member.run()

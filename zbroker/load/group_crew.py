@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import count as numbers
@@ -18,6 +17,7 @@ import msgspec
 from zbroker.check.findings import Contract, Report
 from zbroker.check.groups import check_groups
 from zbroker.check.history import Call, Kind, Op, Read
+from zbroker.load.child import command_of
 from zbroker.load.group_client import COMMITTED, LEFT, LOST, READ, READY, REFUSED, REVOKED, TAKEN, Task
 
 NEVER_NS: Final = (1 << 63) - 1
@@ -163,7 +163,7 @@ class GroupCrew:
         path = self._directory / f"member-{number}.jsonl"
         path.touch()
         task = Task(str(path), self._topic, {**self._settings, **settings})
-        command = [sys.executable, "-m", "zbroker.load.group_client", msgspec.json.encode(task).decode()]
+        command = command_of("zbroker.load.group_client", task)
         member = Member(number, path, subprocess.Popen(command, stdin=subprocess.PIPE))
         self.members.append(member)
         if goes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import msgspec
 from zbroker.errors import BrokerError
 from zbroker.load.chaos import Watch, percentile, run_chaos
 from zbroker.load.plan import ChaosError, Plan
+from zbroker.shm.owned_directory import OwnedDirectory
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 FAILURES_MAX: Final = 20
@@ -245,14 +245,16 @@ class Soak:
         from zbroker.testing import Broker, BrokerFailedError
 
         plan = Plan(seed=self.state.next_seed, **self._profile.plan | self._changes)
-        directory = Path(tempfile.mkdtemp(prefix=f"zbroker-soak-{plan.seed}-"))
+        own = OwnedDirectory.make(f"zbroker-soak-{plan.seed}-")
+        directory = own.path
         try:
             with Broker(workers=2, replicas=2) as broker:
                 report = run_chaos(plan, _Own(broker.bootstrap_servers, broker.paths.boards_dir), directory, watch)
         except (ChaosError, BrokerError, BrokerFailedError) as error:
+            own.keep()
             return f"{type(error).__name__}: {error} ({directory})"
         except (KeyboardInterrupt, SystemExit):
-            shutil.rmtree(directory, ignore_errors=True)  # the round is made again
+            own.remove()  # the round is made again
             raise
         state = self.state
         for name, count in report.faults.items():
@@ -268,8 +270,9 @@ class Soak:
         for name, count in report.moves.items():
             state.moves[name] = state.moves.get(name, 0) + count
         if not report.is_sound:
+            own.keep()
             return f"{report.examples[:3]} ({directory})"
-        shutil.rmtree(directory)
+        own.remove()
         return None
 
     def _tests(self) -> str | None:

@@ -5,18 +5,17 @@
         broker.kill("worker-0")
 
 Guarantees: when `start` returns, the broker answers; when `stop` returns, its processes are gone and so is its
-directory; nothing survives the test run, however that ends. Nothing is shared with a broker that runs on the host.
+directory; nothing survives the test run, however that ends, but the directory of one that was killed, which the next
+broker of a test removes. Nothing is shared with a broker that runs on the host.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,13 +25,13 @@ from typing import Any, Self
 import msgspec
 
 from zbroker.config.load import check
-from zbroker.config.paths import Paths, paths_for
+from zbroker.config.paths import TMPFS_ROOT, Paths, paths_for
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import ConfigError
+from zbroker.shm.owned_directory import OwnedDirectory
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
-_TMPFS = Path("/dev/shm")
 _NAME_PREFIX = "zb-"
 
 
@@ -59,15 +58,17 @@ class Broker:
         `directory` keeps the data on a disk of choice, and after the stop; without it they are on /dev/shm and go.
         Raises ConfigError.
         """
-        self._is_temporary = directory is None
-        where = _TMPFS if _TMPFS.is_dir() else None
-        self.directory = directory or Path(tempfile.mkdtemp(prefix=f"zbt-{os.getpid()}-", dir=where))
+        self._temporary: OwnedDirectory | None = None
+        if directory is None:
+            where = TMPFS_ROOT if TMPFS_ROOT.is_dir() else None
+            self._temporary = OwnedDirectory.make(f"zbt-{os.getpid()}-", where)
+            directory = self._temporary.path
+        self.directory = directory
         try:
             self.config = self._config_of(config or {}, workers, replicas)
             self.paths: Paths = paths_for(self.config)
         except ConfigError:
-            if self._is_temporary:
-                self._remove_directory()
+            self._remove_temporary()
             raise
         self._log_path = self.directory / "log.txt"
         self._process: subprocess.Popen[bytes] | None = None
@@ -180,8 +181,7 @@ class Broker:
     def close(self) -> None:
         """Stop, and remove the directory when it is a temporary one."""
         self.stop()
-        if self._is_temporary:
-            self._remove_directory()
+        self._remove_temporary()
 
     def process_names(self) -> list[str]:
         """Names of the broker's processes that live: router, coordinator, worker-0..."""
@@ -247,8 +247,9 @@ class Broker:
     def _log_end(self) -> str:
         return "\n".join(self.log.splitlines()[-40:])
 
-    def _remove_directory(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def _remove_temporary(self) -> None:
+        if self._temporary is not None:
+            self._temporary.remove()
 
 
 def _is_alive(pid: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from zbroker.load.bench_runs import Spec, end_to_end
@@ -11,6 +10,7 @@ from zbroker.load.chaos import run_chaos
 from zbroker.load.claims.claim import Claim, Scope, judged
 from zbroker.load.plan import Plan
 from zbroker.load.results import figure
+from zbroker.shm.owned_directory import OwnedDirectory
 
 RATE = 1_000.0
 LIMIT_MS = 10.0
@@ -41,10 +41,10 @@ def zero_loss(scope: Scope) -> Claim:
     plan = Plan(seed=scope.seed, duration_s=scope.faults_s, fault_interval_s=scope.fault_interval_s)
     with (
         own_broker(workers=2, replicas=2) as target,
-        tempfile.TemporaryDirectory(prefix="zbroker-claims-") as directory,
+        OwnedDirectory.make("zbroker-claims-") as directory,
     ):
         assert target.boards_dir is not None
-        report = run_chaos(plan, _Target(target.bootstrap_servers, target.boards_dir), Path(directory))
+        report = run_chaos(plan, _Target(target.bootstrap_servers, target.boards_dir), directory)
     faults = sum(report.faults.values())
     return Claim(
         name="zero loss",
