@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pytest
 
 from tests.conditions import wait_until
@@ -93,6 +94,37 @@ def test_what_a_command_has_started_ends_with_it(arguments: tuple[str, ...], num
         process.communicate(timeout=30)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}[signal.Signals(number)]
     assert not [name for name in set(os.listdir("/dev/shm")) - before if name.startswith(mine)]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "child"),
+    [(("demo",), "demo_process"), (("bench", "rebalance"), "group_client"), (("bench", "latency"), "bench_process")],
+)
+def test_ctrl_c_on_a_terminal_is_for_the_command_which_ends_the_rest_in_order(
+    arguments: tuple[str, ...], child: str, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        process_group=0,
+    ) as process:
+        command = psutil.Process(process.pid)
+
+        def is_at_work() -> bool:  # with a client, which has threads
+            found = [one for one in command.children() if f"zbroker.load.{child}" in one.cmdline()]
+            return any(one.num_threads() > 1 for one in found)
+
+        wait_until(is_at_work, what=child)
+        started = command.children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.strip()) == (130, "")
+    assert not any(one.is_running() for one in started)
+    assert not list(Path("/dev/shm").glob(f"zbt-{process.pid}-*"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -107,9 +107,10 @@ def scanned(seconds: float, paths: Sequence[Path]) -> float:
 def together(loop: str, processes: int, paths: Sequence[Path] = (), seconds: float = LOOP_S) -> float:
     """Bytes a second of so many processes that run a loop at once: "copied", "written" or "scanned"."""
     command = [sys.executable, "-m", "zbroker.load.bare", loop, str(seconds), *map(str, paths)]
+    pipe = subprocess.PIPE
     with ExitStack() as stack:
         running = [
-            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, process_group=0))
             for _ in range(processes)
         ]
         for process in running:

@@ -88,7 +88,8 @@ def _started(tasks: Sequence[Task], errors: IO[bytes]) -> Iterator[dict[str, sub
         for task in tasks:
             assert task.name not in running, task.name
             command = command_of("zbroker.load.bench_process", task)
-            running[task.name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+            pipe = subprocess.PIPE
+            running[task.name] = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, process_group=0)
         yield running
         for process in running.values():
             process.wait(END_TIMEOUT_S)  # each has said all that it had to say

@@ -89,7 +89,7 @@ class Crew:
         self.paths[process] = path
         with (self._directory / f"{name}.log").open("wb") as errors:
             command = command_of("zbroker.load.chaos_client", task)
-            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, stdout=errors)
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, stdout=errors, process_group=0)
 
     def processes(self) -> dict[str, int]:
         """name -> incarnation of the clients that live."""

@@ -93,7 +93,7 @@ def _processes(tasks: Mapping[str, Task]) -> Iterator[dict[str, subprocess.Popen
         for name, task in tasks.items():
             command = command_of("zbroker.load.demo_process", task)
             pipe = subprocess.PIPE
-            running[name] = subprocess.Popen(command, stdin=pipe, stdout=pipe)
+            running[name] = subprocess.Popen(command, stdin=pipe, stdout=pipe, process_group=0)
         yield running
     finally:
         for process in running.values():

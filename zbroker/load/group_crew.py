@@ -164,7 +164,7 @@ class GroupCrew:
         path.touch()
         task = Task(str(path), self._topic, {**self._settings, **settings})
         command = command_of("zbroker.load.group_client", task)
-        member = Member(number, path, subprocess.Popen(command, stdin=subprocess.PIPE))
+        member = Member(number, path, subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0))
         self.members.append(member)
         if goes:
             member.go()

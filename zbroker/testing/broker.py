@@ -117,6 +117,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                process_group=0,  # a terminal's Ctrl-C is for its user, who then stops it
             )
         try:
             self._wait_for_ready_line(self._process)
