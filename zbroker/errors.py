@@ -90,7 +90,7 @@ class InvalidTopicError(BrokerError):
     """Not a topic name: 1 to 249 of [a-zA-Z0-9._-], not '.' or '..'."""
 
     code = 17
-    hint = "choose another name"
+    hint = "a name is 1 to 249 of [a-zA-Z0-9._-], not '.' or '..'"
 
 
 class RecordListTooLargeError(BrokerError):

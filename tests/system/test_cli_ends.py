@@ -141,16 +141,38 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_1(
         with open("/dev/full", "wb") as full:
             found = run(environment, *words, stdout=full)
     reason = "Bad file descriptor" if output == "closed" else "No space left on device"
-    assert (found.returncode, found.stderr) == (1, f"zbroker: OSError: {reason}\n")
+    assert (found.returncode, found.stderr) == (1, f"zbroker: OSError: standard output: {reason}\n")
+
+
+@pytest.mark.parametrize("output", ["closed", "full"])
+def test_a_stderr_that_cannot_be_written_changes_no_exit_code(environment: dict[str, str], output: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "-b", "nowhere", "topics", "list"],
+            env=environment,
+            stderr=full,
+            stdout=subprocess.PIPE,
+            preexec_fn=(lambda: os.close(2)) if output == "closed" else None,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (2, b"")
 
 
 def test_a_closed_standard_input_is_not_taken_for_an_empty_one(environment: dict[str, str], zbroker_topic: str) -> None:
     found = run(environment, "produce", zbroker_topic, stdin=None, preexec_fn=lambda: os.close(0))
     assert found.returncode == 1
-    assert "Bad file descriptor" in found.stderr
+    assert "zbroker: OSError: standard input: Bad file descriptor" in found.stderr
 
 
-def test_a_broker_whose_starter_has_closed_stdout_runs_all_the_same() -> None:
+def test_a_line_that_is_too_long_is_named(environment: dict[str, str], zbroker_topic: str) -> None:
+    found = run(environment, "produce", zbroker_topic, stdin=None, input=f"short\n{'x' * 1_100_000}\nshort\n")
+    assert found.returncode == 1
+    assert "MessageSizeTooLargeError: line 2: a record of " in found.stderr
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_broker_whose_starter_has_closed_an_output_runs_all_the_same(closed: int) -> None:
     with tempfile.TemporaryDirectory(prefix=f"zbt-{os.getpid()}-", dir="/dev/shm") as directory:
         serve = [
             *COMMAND,
@@ -164,7 +186,7 @@ def test_a_broker_whose_starter_has_closed_stdout_runs_all_the_same() -> None:
         ]
         with (
             open(f"{directory}/log", "wb") as log,
-            subprocess.Popen(serve, stderr=log, preexec_fn=lambda: os.close(1)) as broker,
+            subprocess.Popen(serve, stderr=log, stdout=log, preexec_fn=lambda: os.close(closed)) as broker,
         ):
             try:
                 where = {**os.environ, "ZBROKER_BOOTSTRAP_SERVERS": f"ipc://{directory}/run"}

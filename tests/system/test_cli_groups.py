@@ -283,3 +283,29 @@ def test_the_admin_client_knows_groups(topic: str, way: dict[str, Any]) -> None:
         with pytest.raises(GroupIdNotFoundError):
             admin.describe_groups([topic])
         assert topic not in [one.group_id for one in admin.list_groups()]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["list", "--state", "empty"], 2, "is not one of 'Empty', 'Assigning', 'Reconciling', 'Stable'"),
+        (["export", "nobody"], 1, "group 'nobody' has committed nothing, or does not exist"),
+        (["import", "BINARY"], 2, "not what `zbroker groups export` writes"),
+        (
+            ["reset-offsets", "two words", "-t", "reset", "--to-latest", "--execute"],
+            1,
+            "'two words' is not 1 to 249 of",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    run: Run, served: tuple[Broker, str], tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xac\x00\xff")
+    with AdminClient(bootstrap_servers=served[0].bootstrap_servers) as admin:
+        if "reset" not in admin.list_topics():
+            admin.create_topics(["reset"])
+    found = run("groups", *(str(binary) if word == "BINARY" else word for word in words))
+    assert found[:2] == (code, "")
+    assert said in found[2]

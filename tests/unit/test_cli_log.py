@@ -154,3 +154,15 @@ def test_a_path_without_logs_is_an_error(command: str, tmp_path: Path, capsys: p
     assert main(["log", command, str(tmp_path)]) == 1
     assert "no log files" in capsys.readouterr().err
     assert main(["log", command, os.fspath(tmp_path / "absent")]) == 2
+
+
+@pytest.mark.parametrize("command", ["dump", "verify", "recover"])
+def test_a_file_that_is_none_of_a_log_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "access.log"
+    other.write_bytes(b"GET /\n")
+    assert main(["log", command, str(other)]) == 1
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert f"{other}: not a file of a log (they are named by an offset" in found.err

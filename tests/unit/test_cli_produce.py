@@ -53,6 +53,17 @@ def test_a_line_is_a_record_without_its_line_feed(text: bytes, values: list[byte
     assert found.size_bytes == len(text)
 
 
+def test_a_file_without_line_feeds_is_refused_before_it_fills_the_memory() -> None:
+    with open("/dev/zero", "rb") as zeros, pytest.raises(InvalidRecordError, match=r"line 1 is longer than 16\.0 MiB"):
+        list(_read(zeros, PLAIN))
+
+
+def test_an_input_that_cannot_be_read_is_named() -> None:
+    with open("/proc/self/mem", "rb") as unreadable, pytest.raises(OSError, match="Input/output error") as caught:
+        list(_read(unreadable, PLAIN))
+    assert caught.value.filename == "/proc/self/mem"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_how_a_pipe_cuts_its_bytes_does_not_matter(seed: int) -> None:
     chance = random.Random(seed)

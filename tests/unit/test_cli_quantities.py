@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import click
 import pytest
 
-from zbroker.cli.quantities import Place, Span, parse_pairs, parse_span, parse_time_ms
+from zbroker.cli.quantities import Place, Span, parse_interval_s, parse_pairs, parse_span, parse_time_ms
 
 NOW_MS = 1_795_435_200_000
 
@@ -45,6 +45,8 @@ def test_what_is_no_time_is_refused_with_an_example(text: str) -> None:
         (":end", Span(Place("start"), Place("end"))),
         (":50", Span(Place("start"), Place("offset", 50))),
         ("10:20", Span(Place("offset", 10), Place("offset", 20))),
+        ("10:10", Span(Place("offset", 10), Place("offset", 10))),
+        ("-5:-3", Span(Place("last", 5), Place("last", 3))),
         ("-5:end", Span(Place("last", 5), Place("end"))),
         ("@1795435200000", Span(Place("time", NOW_MS), None)),
         ("@1795435200000:@1795435300000", Span(Place("time", NOW_MS), Place("time", NOW_MS + 100_000))),
@@ -64,6 +66,19 @@ def test_a_span_says_where_to_begin_and_where_to_stop(text: str, expected: Span)
 def test_what_is_no_span_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(click.BadParameter, match="start, end, N"):
         parse_span(text)
+
+
+@pytest.mark.parametrize("text", ["5:3", "-3:-5", "@1795435300000:@1795435200000"])
+def test_a_span_that_ends_before_it_begins_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"-o '{text}' ends before it begins"):
+        parse_span(text)
+
+
+@pytest.mark.parametrize(("text", "words"), [("0", "not above 0"), ("-1s", "not above 0"), ("soon", "not a quantity")])
+def test_an_interval_is_above_0(text: str, words: str) -> None:
+    assert parse_interval_s("250ms", "--interval") == 0.25
+    with pytest.raises(click.BadParameter, match=f"--interval: '{text}' is {words}"):
+        parse_interval_s(text, "--interval")
 
 
 def test_pairs_may_hold_an_equals_sign_in_their_value() -> None:

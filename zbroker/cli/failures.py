@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from typing import TYPE_CHECKING, Final
@@ -58,8 +59,14 @@ def report(error: Exception, options: Options) -> int:
         text = msgspec.json.encode({"error": name, "code": code, "message": message, "hint": hint}).decode()
     else:
         text = f"zbroker: {name}: {message}" + (f" ({hint})" if hint else "")
-    click.echo(" ".join(text.splitlines()), err=True)
+    _say(" ".join(text.splitlines()))
     return exit_code_of(error)
+
+
+def _say(text: str) -> None:
+    """Print on stderr, if that can be written: the exit code tells the rest."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def report_usage(error: click.ClickException, options: Options) -> int:
@@ -74,5 +81,5 @@ def report_usage(error: click.ClickException, options: Options) -> int:
         text = msgspec.json.encode({"error": name, "code": -1, "message": message, "hint": hint}).decode()
     else:
         text = f"zbroker: {message}" + (f" ({hint})" if hint else "")
-    click.echo(text, err=True)
+    _say(text)
     return error.exit_code

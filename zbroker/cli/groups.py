@@ -20,10 +20,9 @@ from zbroker.cli.group_names import complete_groups
 from zbroker.cli.group_view import GroupView, Row
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import Cell, duration_text, print_json, print_table
-from zbroker.cli.quantities import parse_time_ms
+from zbroker.cli.quantities import parse_interval_s, parse_time_ms
 from zbroker.cli.topic_names import complete_topics
-from zbroker.config.load import parse_duration_ms
-from zbroker.errors import ConfigError
+from zbroker.errors import GroupIdNotFoundError
 from zbroker.ids import TopicPartition
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ _MEMBER_COLUMNS: Final = (
     "GROUP", "CONSUMER-ID", "INSTANCE-ID", "CLIENT-ID", "PID", "STATE", "EPOCH", "PARTITIONS", "ASSIGNMENT",
 )  # fmt: skip
 _CSV: Final = ("group", "topic", "partition", "offset")
+_STATES: Final = ("Empty", "Assigning", "Reconciling", "Stable")
 _CLEAR: Final = "\x1b[H\x1b[2J"
 _S_MAX_EXACT: Final = 60
 
@@ -47,7 +47,9 @@ def groups() -> None:
 
 
 @groups.command(name="list")
-@click.option("--state", "states", multiple=True, metavar="STATE", help="Empty, Assigning, Reconciling, Stable.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only groups in this one; repeatable."
+)
 @shared_options
 @pass_options
 def list_groups(options: Options, states: tuple[str, ...]) -> None:
@@ -84,10 +86,7 @@ def describe(
 
     Works with the coordinator or the whole broker down, on the broker's host.
     """
-    try:
-        interval_s = parse_duration_ms(interval, "--interval") / 1000
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from None
+    interval_s = parse_interval_s(interval, "--interval")
     while True:
         views = group_view.look(options, names)
         if watch and sys.stdout.isatty():
@@ -240,7 +239,9 @@ def reset_offsets(
     if to_offset is not None:
         place = to_offset
     if to_datetime is not None:
-        place = datetime.fromtimestamp(parse_time_ms(to_datetime.removeprefix("@")) / 1000, tz=UTC)
+        place = datetime.fromtimestamp(
+            parse_time_ms(to_datetime.removeprefix("@"), option="--to-datetime") / 1000, tz=UTC
+        )
     with options.admin() as admin:
         tps = _partitions(admin, topics, numbers)
         before = _committed(admin, name)
@@ -280,6 +281,9 @@ def export(options: Options, names: tuple[str, ...]) -> None:
     """Print what groups have committed, for `import`: lines of group,topic,partition,offset; with --json an array."""
     with options.admin() as admin:
         found = [(name, *tp, offset) for name in names for tp, offset in sorted(_committed(admin, name).items())]
+        for name in names:
+            if not any(line[0] == name for line in found):
+                raise GroupIdNotFoundError(f"group {name!r} has committed nothing, or does not exist")
     if options.is_json:
         print_json([dict(zip(_CSV, line, strict=True)) for line in found])
         return
@@ -297,7 +301,11 @@ def export(options: Options, names: tuple[str, ...]) -> None:
 def import_offsets(options: Options, file: io.TextIOBase, into: str | None, dry_run: bool) -> None:
     """Set what groups without members have committed, as FILE (-: stdin) says, which `export` has written."""
     wanted: dict[str, dict[TopicPartition, int]] = {}
-    for group_id, tp, offset in _read_lines(file.read()):
+    try:
+        text = file.read()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"not what `zbroker groups export` writes: {error}") from None
+    for group_id, tp, offset in _read_lines(text):
         wanted.setdefault(into or group_id, {})[tp] = offset
     if not dry_run:
         with options.admin() as admin:

@@ -74,10 +74,10 @@ def dump(options: Options, path: Path, start_offset: int, count: int | None, wit
 def _parts(path: Path) -> Iterator[Path]:
     from zbroker.dump.segments import find_copies
 
+    found = find_copies(path)
     if path.is_file():
         yield path
         return
-    found = find_copies(path)
     if not found:
         raise StorageError(f"{path}: no log files in it", hint="a data directory, a copy's directory, or a .log file")
     yield from found

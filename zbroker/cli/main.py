@@ -9,6 +9,7 @@ completion stay quick.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from zbroker.cli.failures import INTERRUPTED, OK, PIPE_CLOSED, report, report_us
 from zbroker.cli.lazy_group import LazyGroup, PipeClosed
 from zbroker.cli.options import Options, global_options
 
+_UNWRITABLE: Final = (errno.EBADF, errno.ENOSPC)
 COMMANDS: Final = {
     "serve": ("zbroker.cli.serve:serve", "Run a broker, or one of its processes, in the foreground."),
     "status": ("zbroker.cli.status:status", "Show every process of a broker."),
@@ -62,11 +64,12 @@ def cli(**_: object) -> None:
 
 
 def occupy_closed_streams() -> None:
-    """Let a standard stream that was closed (`zbroker ... >&-`) fail when it is used.
+    """Let stdin and stdout that were closed (`zbroker ... >&-`) fail when they are used.
 
-    Its number would otherwise go to the next file or socket that is opened, and what is printed would go there.
+    Its number would otherwise go to the next file or socket that is opened, and what is printed would go there. What is
+    said on a closed stderr goes nowhere: its user wants to hear nothing.
     """
-    for number, name, flags in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_RDONLY)):
+    for number, name, flags in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
@@ -121,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
             _forget_output()
+            if error.errno in _UNWRITABLE:
+                error.filename = "standard output"
         return report(error, options)
 
 

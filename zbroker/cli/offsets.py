@@ -26,7 +26,7 @@ def offsets(options: Options, topic: str, when: str | None, chosen: tuple[int, .
     that late.
     """
     what: int | str | None = (
-        when if when in (None, "earliest", "latest") else parse_time_ms((when or "").removeprefix("@"))
+        when if when in (None, "earliest", "latest") else parse_time_ms((when or "").removeprefix("@"), option="--time")
     )
     with options.admin() as admin:
         described = admin.describe_topics([topic])[topic]

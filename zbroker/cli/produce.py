@@ -25,7 +25,7 @@ from zbroker.cli.options import Options, pass_options, shared_options_without
 from zbroker.cli.output import print_json, progress, size_text
 from zbroker.cli.quantities import parse_pairs
 from zbroker.cli.topic_names import complete_topics
-from zbroker.errors import InvalidRecordError
+from zbroker.errors import InvalidRecordError, MessageSizeTooLargeError
 from zbroker.record.records import Header
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from zbroker.client.producer import Producer
 
 _READ_BYTES: Final = 1 << 20
+_LINE_BYTES_MAX: Final = 16 << 20  # message_max_bytes goes no higher
 _FUTURES_MAX: Final = 1_000
 _LAST_FLUSH_MS: Final = 1_000
 
@@ -44,6 +45,7 @@ class Lines(NamedTuple):
     keys: list[bytes | None] | None
     headers: list[tuple[Header, ...]] | None
     size_bytes: int
+    number: int = 1  # of the first line
 
 
 class Style(NamedTuple):
@@ -85,6 +87,8 @@ def produce(
     """Send the lines of FILE (default, or "-": stdin) to TOPIC. A line is a record, without its line feed."""
     if sum((key is not None, separator is not None, lines_are_json)) > 1:
         raise click.UsageError("one of --key, --key-sep and --jsonl")
+    if separator == "":
+        raise click.UsageError("--key-sep: an empty text separates nothing")
     pairs = tuple((name, value.encode()) for name, value in parse_pairs(headers, "-H").items())
     key_bytes = key.encode() if key is not None else None
     style = Style(key_bytes, separator.encode() if separator else None, pairs, lines_are_json, empty_is_null)
@@ -164,7 +168,11 @@ def _send(
 ) -> None:
     waiting = sent.waiting
     for lines in _read(source, style):
-        future = producer.send_many(topic, lines.values, lines.keys, headers=lines.headers, partition=partition)
+        try:
+            future = producer.send_many(topic, lines.values, lines.keys, headers=lines.headers, partition=partition)
+        except MessageSizeTooLargeError as error:
+            longest = max(range(len(lines.values)), key=lambda index: len(lines.values[index] or b""))
+            raise MessageSizeTooLargeError(f"line {lines.number + longest}: {error.message}") from None
         waiting.append((future, lines.size_bytes))
         while waiting and (len(waiting) > _FUTURES_MAX or waiting[0][0].done()):
             advance(sent.add_first())
@@ -174,22 +182,38 @@ def _send(
 
 def _read(source: IO[bytes], style: Style) -> Iterator[Lines]:
     """Whole lines as records, as many as one read gives. A last line without a line feed is one too."""
-    read = getattr(source, "read1", source.read)  # what is there: a terminal's line is not held back
     tail: list[bytes] = []
+    tail_bytes = 0
     number = 1
-    while block := read(_READ_BYTES):
+    for block in _blocks(source):
         end = block.rfind(b"\n")
         if end < 0:
             tail.append(block)
+            tail_bytes += len(block)
+            if tail_bytes > _LINE_BYTES_MAX:
+                raise InvalidRecordError(
+                    f"line {number} is longer than {size_text(_LINE_BYTES_MAX)}", hint="a line is a record"
+                )
             continue
         whole = b"".join((*tail, block[:end]))
         tail = [block[end + 1 :]] if end + 1 < len(block) else []
+        tail_bytes = len(block) - end - 1
         lines = whole.split(b"\n")
         yield _records(lines, len(whole) + 1, style, number)
         number += len(lines)
     if tail:
         last = b"".join(tail)
         yield _records([last], len(last), style, number)
+
+
+def _blocks(source: IO[bytes]) -> Iterator[bytes]:
+    read = getattr(source, "read1", source.read)  # what is there: a terminal's line is not held back
+    try:
+        while block := read(_READ_BYTES):
+            yield block
+    except OSError as error:
+        name = "standard input" if source is sys.stdin.buffer else source.name
+        raise OSError(error.errno, error.strerror, name) from error
 
 
 def _records(lines: list[bytes], size_bytes: int, style: Style, number: int) -> Lines:
@@ -208,7 +232,7 @@ def _records(lines: list[bytes], size_bytes: int, style: Style, number: int) -> 
         keys = [style.key] * len(lines)
     if style.empty_is_null:
         values = [value or None for value in values]
-    return Lines(values, keys, headers, size_bytes)
+    return Lines(values, keys, headers, size_bytes, number)
 
 
 def _from_json(

@@ -24,7 +24,7 @@ _END = ("end", "latest")
 _OFFSET_HELP = "start, end, N, -N (the last N), @2026-11-23T10:00, @-1h, @EPOCH_MS, :end, A:B"
 
 
-def parse_time_ms(text: str, now_ms: int | None = None) -> int:
+def parse_time_ms(text: str, now_ms: int | None = None, *, option: str = "time") -> int:
     """A time in ms since 1970: ISO 8601, epoch ms, or `-1h` before now. Raises click.BadParameter."""
     if re.fullmatch(r"\d{12,}", text):
         return int(text)
@@ -38,8 +38,19 @@ def parse_time_ms(text: str, now_ms: int | None = None) -> int:
         return round(datetime.fromisoformat(text).timestamp() * 1000)
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no time: write 2026-11-23T10:00, -1h (before now) or epoch milliseconds"
+            f"{option}: {text!r} is no time: write 2026-11-23T10:00, -1h (before now) or epoch milliseconds"
         ) from None
+
+
+def parse_interval_s(text: str, option: str) -> float:
+    """A time above 0, such as 300ms, in seconds. Raises click.BadParameter."""
+    try:
+        found_ms = parse_duration_ms(text, option)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    if found_ms < 1:
+        raise click.BadParameter(f"{option}: {text!r} is not above 0; write it as 250ms, 10s, 5m, 1h or 7d")
+    return found_ms / 1000
 
 
 class Place(NamedTuple):
@@ -56,7 +67,7 @@ class Span(NamedTuple):
     stop: Place | None
 
 
-def parse_span(text: str) -> Span:
+def parse_span(text: str, option: str = "-o") -> Span:
     """`-o` of consume. A colon may also belong to a time: every way to split is tried. Raises click.BadParameter."""
     whole = _place(text)
     if whole is not None:
@@ -66,8 +77,10 @@ def parse_span(text: str) -> Span:
         start = _place(left) if left else Place("start")
         stop = _place(right)
         if start is not None and stop is not None:
+            if start.kind == stop.kind and (start.number > stop.number) != (start.kind == "last"):
+                raise click.BadParameter(f"{option} {text!r} ends before it begins")
             return Span(start, stop)
-    raise click.BadParameter(f"{text!r} is none of: {_OFFSET_HELP}")
+    raise click.BadParameter(f"{option} {text!r} is none of: {_OFFSET_HELP}")
 
 
 def _place(text: str) -> Place | None:

@@ -17,11 +17,11 @@ from zbroker import ids
 from zbroker.cli.failures import NO_BROKER, OK
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import Cell, duration_text, print_json, print_table, size_text
+from zbroker.cli.quantities import parse_interval_s
 from zbroker.clock import NS_PER_MS
-from zbroker.config.load import parse_duration_ms
 from zbroker.config.paths import paths_for
 from zbroker.config.schema import BrokerSection, ServerConfig
-from zbroker.errors import BrokerError, BrokerNotAvailableError, ConfigError
+from zbroker.errors import BrokerError, BrokerNotAvailableError
 from zbroker.shm.board_reader import BoardReader, HeaderReader, find_boards
 from zbroker.shm.coordinator_board import CoordinatorBoardReader
 from zbroker.shm.layout import CellState, Counter
@@ -60,10 +60,7 @@ def status(options: Options, interval: str) -> int:
 
     Works with the broker down: then it shows what the processes wrote last, and exits with 3.
     """
-    try:
-        interval_s = parse_duration_ms(interval, "--interval") / 1000
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from None
+    interval_s = parse_interval_s(interval, "--interval")
     endpoint = parse(options.where())
     if endpoint.run_dir is None:
         return _status_from_afar(options)

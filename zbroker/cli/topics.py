@@ -237,7 +237,7 @@ def partitions(options: Options, name: str, total: int) -> None:
 @pass_options
 def truncate(options: Options, name: str, before: str, chosen: tuple[int, ...], yes: bool) -> None:
     """Delete the records before an offset or a time. Asks first on a terminal."""
-    place, stop = parse_span(before)
+    place, stop = parse_span(before, "--before")
     if stop is not None or place.kind in ("start", "last"):
         raise click.BadParameter(f"--before {before!r}: an offset, end, or @time")
     if not yes and sys.stdin.isatty():

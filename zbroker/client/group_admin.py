@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from zbroker.errors import error_for
+from zbroker.client.settings import GROUP_NAME, GROUP_NAME_RULE
+from zbroker.errors import InvalidGroupIdError, error_for
 from zbroker.ids import TopicPartition
 from zbroker.record.records import OffsetAndMetadata, OffsetAndTimestamp
 from zbroker.wire.codec import decode
@@ -101,8 +102,13 @@ class GroupAdmin(ABC):
         """Set what a group has committed; None removes it. It is on the disk when this returns.
 
         The group need not exist. Raises NonEmptyGroupError while it has members, and then nothing has changed;
-        UnknownTopicOrPartitionError for the first such partition, the others are set.
+        UnknownTopicOrPartitionError for the first such partition, the others are set; InvalidGroupIdError for a name
+        that no consumer can have.
         """
+        if not GROUP_NAME.fullmatch(group_id):
+            raise InvalidGroupIdError(
+                f"{group_id[:300]!r} is not {GROUP_NAME_RULE}", hint="zbroker groups list shows those that are there"
+            )
         entries = []
         for tp, one in offsets.items():
             entry = (

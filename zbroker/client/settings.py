@@ -161,6 +161,7 @@ CLIENTS: Final[dict[str, type[ConnectionSettings]]] = {
     "client.consumer": ConsumerSettings,
 }
 GROUP_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+GROUP_NAME_RULE = "1 to 249 of [a-zA-Z0-9._-]"
 GROUP_SETTINGS = frozenset(
     {
         "group_id",
@@ -228,14 +229,12 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
 
 def _check_consumer(settings: ConsumerSettings) -> None:
     if settings.group_id is not None and not GROUP_NAME.fullmatch(settings.group_id):
-        raise ConfigError(f"group_id: {settings.group_id!r:.300} is not 1 to 249 of [a-zA-Z0-9._-]")
+        raise ConfigError(f"group_id: {settings.group_id!r:.300} is not {GROUP_NAME_RULE}")
     if settings.group_instance_id is not None:
         if settings.group_id is None:
             raise ConfigError("group_instance_id: needs a group_id")
         if not GROUP_NAME.fullmatch(settings.group_instance_id):
-            raise ConfigError(
-                f"group_instance_id: {settings.group_instance_id!r:.300} is not 1 to 249 of [a-zA-Z0-9._-]"
-            )
+            raise ConfigError(f"group_instance_id: {settings.group_instance_id!r:.300} is not {GROUP_NAME_RULE}")
     if settings.group_id is not None and settings.heartbeat_interval_ms >= settings.session_timeout_ms:
         raise ConfigError("heartbeat_interval_ms: must be below session_timeout_ms")
 

@@ -89,6 +89,10 @@ class Recovered(NamedTuple):
 def find_copies(path: Path) -> list[Path]:
     """The copy directories at or below a path: a data directory, a copy's directory, or one of its files."""
     if path.is_file():
+        if parse_segment_name(path.name) is None:
+            raise StorageError(
+                f"{path}: not a file of a log", hint="they are named by an offset, as 00000000000000000000.log"
+            )
         return [path.parent]
     if not path.is_dir():
         raise StorageError(f"{path}: no such directory")
