@@ -44,10 +44,15 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def is_over(process: psutil.Process) -> bool:
-    """Whether it runs no more; nobody may have reaped it, whose parent was killed."""
+    """Whether it runs no more; nobody may have reaped it, whose parent was killed.
+
+    Its first thread may be dead before the others, which have its files, and the locks on them, until they are.
+    """
     try:
-        return not process.is_running() or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
+        is_dead = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        is_alone = len(os.listdir(f"/proc/{process.pid}/task")) <= 1
+        return not process.is_running() or (is_dead and is_alone)
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
 
 
@@ -62,9 +67,14 @@ def has_begun(process: psutil.Process, module: str = "") -> bool:
 
 def directories_of(processes: list[psutil.Process], below: Path) -> set[Path]:
     """The temporary directories that the broker among these processes was given, and those in a place of the test's."""
-    found = {path.parent for path in below.rglob("owner-*")}
+    # Directories go while they are looked at: what the next start removes, and those of others who run brokers.
+    inside = os.walk(below)
+    found = {Path(root) for root, _, names in inside if any(name.startswith("owner-") for name in names)}
     for path in TMPFS_ROOT.glob("zb*/owner-*"):
-        pid = path.read_text().strip()
+        try:
+            pid = path.read_text().strip()
+        except FileNotFoundError:
+            continue
         if pid.isdigit() and int(pid) in {process.pid for process in processes}:
             found.add(path.parent)
     return found
