@@ -105,7 +105,10 @@ def test_every_preset_passes_the_check(name: str, tmp_path: Path, capsys: pytest
         ('[broker]\nrun_dir = "/' + "x" * 100 + '"\n', "--run-dir"),
         ("[client.producer]\nlinger = 5\n", "did you mean 'linger_ms'?"),
         ('[client.consumer]\nmax_poll_records = "many"\n', "max_poll_records"),
+        ('[client.consumer]\nmax_poll_records = "many"\n', "zbroker config explain max_poll_records"),
+        ("[client.producer]\nxyz = 5\n", "zbroker config explain client lists them"),
         ('[client.producer]\nacks = "most"\n', "acks"),
+        ("[broker]\nreplication_factor = 4\n[workers]\ncount = 2\n[replicas]\ncount = 1\n", "2 workers and 1 replicas"),
     ],
 )
 def test_check_names_what_is_wrong_in_one_line(
@@ -117,6 +120,15 @@ def test_check_names_what_is_wrong_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert said in error
+
+
+def test_check_tells_of_defaults_with_which_no_topic_can_be_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "zbroker.toml"
+    file.write_text("[topics]\nmin_insync_replicas = 2\n")
+    assert main(["config", "check", str(file)]) == 0
+    assert "topics.min_insync_replicas 2 is above broker.replication_factor 1" in capsys.readouterr().err
 
 
 def test_check_of_an_absent_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,3 +145,18 @@ def test_a_file_in_the_place_of_a_directory_is_named(tmp_path: Path) -> None:
     config.broker.run_dir = str(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"broker\.data_dir: cannot make"):
         make_directories(paths_for(config))
+
+
+def test_a_directory_of_another_user_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    closed = tmp_path / "closed" / "run"
+    real = Path.exists
+
+    def exists(path: Path) -> bool:  # root may look everywhere
+        if path.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    paths = paths_for(load(overrides=[f"broker.run_dir={closed}"], environment={}).config)
+    assert paths.run_dir == closed
+    assert not paths.boards_dir.is_relative_to(tmp_path)

@@ -87,6 +87,10 @@ def chaos(
     """
     if attach is not None and not yes:
         raise click.UsageError(f"processes of {attach} would be killed: say --yes")
+    if attach is None and copies > workers + replicas:
+        raise click.UsageError(
+            f"--copies {copies}: each has a process of its own, and there are {workers} workers, {replicas} replicas"
+        )
     if not kills and not pauses and not moves:
         raise click.UsageError("--kills and --pauses are both 0, and no --moves: nothing would happen")
     plan = Plan(

@@ -107,6 +107,12 @@ def check(options: Options, file: Path) -> None:
     client = loaded.config.client
     for kind, section in ((ProducerSettings, client.producer), (ConsumerSettings, client.consumer)):
         read_settings(kind, {name: value for name, value in section.items() if name not in GROUP_SETTINGS}, {})
+    copies, in_sync = loaded.config.broker.replication_factor, loaded.config.topics.min_insync_replicas
+    if in_sync > copies:
+        options.note(
+            f"topics.min_insync_replicas {in_sync} is above broker.replication_factor {copies}: a topic can be created "
+            f"with -r {in_sync} or more only"
+        )
     if options.is_json:
         print_json({"file": str(file), "settings": len(loaded.origins), "data_dir": str(paths.data_dir)})
     else:

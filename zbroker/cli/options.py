@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zbroker.config.load import Loaded
 
 DEFAULT_TIMEOUT_MS: Final = 10_000
+_TIMEOUT_MS_MAX: Final = 24 * 86_400_000  # request_timeout_ms takes 31 bits
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -117,6 +118,8 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str | No
     found_ms = parse_duration_ms(text if text[-1:].isalpha() else f"{text}s", "--timeout")
     if found_ms < 1:
         raise ConfigError(f"--timeout: {text!r} is not above 0; write it as 250ms, 10s or 5m")
+    if found_ms > _TIMEOUT_MS_MAX:
+        raise ConfigError(f"--timeout: {text!r} is longer than 24d")
     return found_ms
 
 
@@ -181,7 +184,10 @@ def _add_options(command: F, *, is_hidden: bool, taken: tuple[str, ...] = ()) ->
             "-v", "--verbose", "verbose", store=_store("verbosity", lambda old, new: old + new), count=True,
             help="More on stderr; tracebacks of faults.",
         ),
-        option("--timeout", "timeout_ms", store=_store("timeout_ms"), metavar="10s", help="Wait for an answer."),
+        option(
+            "--timeout", "timeout_ms", store=_store("timeout_ms"), metavar="TIME",
+            help="Wait so long for an answer: 250ms, 10s, 5m.  [default: 10s]",
+        ),
     )  # fmt: skip
     for decorate in reversed(decorators):
         command = decorate(command)

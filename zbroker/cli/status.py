@@ -67,11 +67,24 @@ def status(options: Options, interval: str) -> int:
     boards_dir = paths_for(ServerConfig(broker=BrokerSection(run_dir=str(endpoint.run_dir)))).boards_dir
     first = {(sample.name, sample.pid): sample for sample in _samples(boards_dir)}
     if not first:
-        raise BrokerNotAvailableError(f"no broker at {endpoint.run_dir}", hint="zbroker serve starts one; -b names it")
+        raise BrokerNotAvailableError(
+            f"no broker at {endpoint.run_dir}{_refused(endpoint.run_dir)}", hint="zbroker serve starts one; -b names it"
+        )
     time.sleep(interval_s)
     second = _samples(boards_dir)
     _show(options, endpoint.run_dir, boards_dir, first, second)
     return OK if any(sample.is_alive for sample in second) else NO_BROKER
+
+
+def _refused(run_dir: Path) -> str:
+    """Why it cannot be said whether there is a broker, if so: another user's."""
+    try:
+        run_dir.stat()
+    except PermissionError as error:
+        return f": {error.strerror}"
+    except OSError:
+        pass
+    return ""
 
 
 def _samples(boards_dir: Path) -> list[Sample]:

@@ -208,7 +208,8 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
                 continue
             if snake not in known:
                 close = difflib.get_close_matches(snake, known, n=1, cutoff=0.5)
-                raise ConfigError(f"unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+                meant = f"; did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(f"unknown setting {name!r}{meant}; zbroker config explain client lists them")
             if value is not None or source is mapping:
                 merged[snake] = value
     callables = {name: merged.pop(name) for name in _CALLABLE & merged.keys() if callable(merged[name])}
@@ -217,7 +218,10 @@ def read_settings(kind: type[S], mapping: Mapping[str, object] | None, keywords:
             settings = msgspec.convert(merged, kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
-        raise ConfigError(f"{path.rstrip('`') or 'settings'}: {message}") from error
+        name = path.rstrip("`")
+        setting = described(kind, "client").get(f"client.{name}")
+        hint = f"; it is {setting.type}; zbroker config explain {name}" if setting else ""
+        raise ConfigError(f"{name or 'settings'}: {message}{hint}") from error
     for name, call in callables.items():
         setattr(settings, name, call)
     if isinstance(settings, ProducerSettings):

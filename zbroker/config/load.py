@@ -218,6 +218,12 @@ def check(config: ServerConfig) -> None:
         raise ConfigError("limits.lane_bytes_max is below twice limits.message_max_bytes: a lane must hold two batches")
     if config.broker.num_partitions > config.limits.partitions_per_topic_max:
         raise ConfigError("broker.num_partitions is above limits.partitions_per_topic_max")
+    workers, replicas = worker_count(config), config.replicas.count
+    if workers and config.broker.replication_factor > workers + replicas:
+        raise ConfigError(
+            f"broker.replication_factor {config.broker.replication_factor}: each copy has a process of its own, and "
+            f"there are {workers} workers and {replicas} replicas; raise workers.count or replicas.count"
+        )
     if config.supervisor.restart_backoff_ms > config.supervisor.restart_backoff_max_ms:
         raise ConfigError("supervisor.restart_backoff_ms is above supervisor.restart_backoff_max_ms")
     if config.network.tcp_listen and not config.network.tcp_unauthenticated_loopback:

@@ -110,12 +110,12 @@ def default_run_dir(data_dir: Path) -> Path:
 
 
 def is_on_tmpfs(path: Path) -> bool:
-    """Whether the path, or its nearest ancestor that exists, lies on /dev/shm's file system."""
-    while not path.exists():
-        path = path.parent
+    """Whether the path, or its nearest ancestor that exists, lies on /dev/shm's file system; no if it is closed."""
     try:
+        while not path.exists():
+            path = path.parent
         return path.stat().st_dev == TMPFS_ROOT.stat().st_dev
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
 
 
