@@ -192,13 +192,16 @@ def test_a_topic_that_is_not_there_is_an_error_for_consumers(run: Run, zbroker_t
     assert (code, "partitions 0 to 0, not 4" in error) == (1, True)
 
 
-def test_topic_names_are_completed_from_the_broker(zbroker_server: Broker, zbroker_topic: str) -> None:
+@pytest.mark.parametrize(("command", "suffix"), [("topics describe", ""), ("cluster move", ":0")])
+def test_names_of_topics_and_partitions_are_completed_from_the_broker(
+    zbroker_server: Broker, zbroker_topic: str, command: str, suffix: str
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "zbroker"],
         env={
             **os.environ,
             "_ZBROKER_COMPLETE": "bash_complete",
-            "COMP_WORDS": f"zbroker topics describe {zbroker_topic[:8]}",
+            "COMP_WORDS": f"zbroker {command} {zbroker_topic[:8]}",
             "COMP_CWORD": "3",
             "ZBROKER_BOOTSTRAP_SERVERS": zbroker_server.bootstrap_servers,
         },
@@ -206,7 +209,7 @@ def test_topic_names_are_completed_from_the_broker(zbroker_server: Broker, zbrok
         text=True,
         check=True,
     )
-    assert f"plain,{zbroker_topic}" in done.stdout.splitlines()
+    assert f"plain,{zbroker_topic}{suffix}" in done.stdout.splitlines()
 
 
 @pytest.fixture

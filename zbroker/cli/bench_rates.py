@@ -8,13 +8,14 @@ from typing import Literal
 import click
 
 from zbroker.cli.bench_options import bench_options, measured_target, show
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import progress
 from zbroker.load import bench_runs
 from zbroker.load.bench_runs import Spec
 
 
-@click.command()
+@click.command(epilog=examples("bench produce"))
 @bench_options("topic", "records", "size", "batch", "partitions", "workers", "producers", "acks", "compression", "pin")
 @click.option("--mode", default="send", show_default=True, type=click.Choice(["send", "sender", "send_many"]))
 @click.option("--rate", default=0.0, type=click.FloatRange(0), help="Records a second, for latencies.  [default: all]")

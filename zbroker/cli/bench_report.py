@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from zbroker.cli.bench_options import place_for_results
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import print_json
 from zbroker.load.plot import svg
@@ -14,7 +15,7 @@ from zbroker.load.report import page
 from zbroker.load.results import BadResultsError, load_results
 
 
-@click.command()
+@click.command(epilog=examples("bench report"))
 @click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--output", "-o", default="report.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path),

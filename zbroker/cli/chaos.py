@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import click
 import msgspec
 
+from zbroker.cli.examples import examples
 from zbroker.cli.failures import INTERRUPTED
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import print_json
@@ -45,7 +46,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
     return found_s
 
 
-@click.command()
+@click.command(epilog=examples("chaos"))
 @click.option("--seed", type=int, help="Draws the same faults again.  [default: a new one, printed]")
 @click.option("--duration", default="60s", show_default=True, callback=_seconds, metavar="TIME", help="Time of faults.")
 @click.option(

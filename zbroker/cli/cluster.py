@@ -11,9 +11,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from zbroker import ids
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import Cell, print_json, print_table, progress
-from zbroker.cli.topic_names import complete_topics, options_for_completion
+from zbroker.cli.topic_names import complete_partitions, complete_topics, options_for_completion
 from zbroker.client.descriptions import TopicDescription
 from zbroker.errors import RequestTimedOutError
 from zbroker.ids import TopicPartition
@@ -39,7 +40,7 @@ def complete_processes(context: click.Context, parameter: click.Parameter, incom
         return []  # A shell that completes has no place for an error.
 
 
-@cluster.command()
+@cluster.command(short_help="Show each process with its copies.")
 @shared_options
 @pass_options
 def describe(options: Options) -> None:
@@ -93,8 +94,8 @@ def elect_leaders(options: Options, topic: str | None, numbers: tuple[int, ...],
     return 4 if any(found.values()) else 0
 
 
-@cluster.command()
-@click.argument("partition", metavar="TOPIC:PARTITION")
+@cluster.command(epilog=examples("cluster move"), short_help="Move a copy of a partition to another process.")
+@click.argument("partition", metavar="TOPIC:PARTITION", shell_complete=complete_partitions)
 @click.option("--to", "target", required=True, metavar="PROCESS", shell_complete=complete_processes, help="worker-1")
 @click.option("--from", "source", metavar="PROCESS", shell_complete=complete_processes, help="[default: the leader]")
 @click.option("--no-wait", is_flag=True, help="Return when it has begun.")
@@ -120,7 +121,7 @@ def move(options: Options, partition: str, target: str, source: str | None, no_w
     _follow(options, ask, left, f"moving {partition}", no_wait=no_wait)
 
 
-@cluster.command()
+@cluster.command(epilog=examples("cluster drain"), short_help="Move every copy of a process to the others.")
 @click.argument("process", shell_complete=complete_processes)
 @click.option("--no-wait", is_flag=True, help="Return when it has begun.")
 @shared_options

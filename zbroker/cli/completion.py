@@ -16,11 +16,10 @@ from zbroker.cli.output import print_json
 def completion(options: Options, shell: str) -> None:
     """Print the shell's completion script.
 
-    bash: zbroker completion bash > ~/.local/share/bash-completion/completions/zbroker
-
-    zsh: zbroker completion zsh > ~/.zfunc/_zbroker
-
-    fish: zbroker completion fish > ~/.config/fish/completions/zbroker.fish
+    \b
+    zbroker completion bash > ~/.local/share/bash-completion/completions/zbroker
+    zbroker completion zsh > ~/.zfunc/_zbroker
+    zbroker completion fish > ~/.config/fish/completions/zbroker.fish
     """
     found = get_completion_class(shell)
     assert found is not None

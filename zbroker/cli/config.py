@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import Cell, print_json, print_table
 from zbroker.cli.topic_names import complete_topics
@@ -15,13 +17,19 @@ from zbroker.config.paths import paths_for
 from zbroker.config.schema import RELOADABLE, ServerConfig
 
 
+def complete_settings(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of settings, of the clients too in `explain`, that begin with what was typed."""
+    names = settings() if context.info_name == "show" else _known()
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 @click.group()
 def config() -> None:
     """Show, explain and check settings."""
 
 
-@config.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@config.command(epilog=examples("config show"), short_help="Show the settings in force.")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_settings)
 @click.option("--origin", is_flag=True, help="Also where each value comes from.")
 @click.option("--changed", is_flag=True, help="Only what is not the default.")
 @click.option("--topic", metavar="NAME", help="A topic's settings, from the broker.", shell_complete=complete_topics)
@@ -59,8 +67,8 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@config.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@config.command(epilog=examples("config explain"))
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_settings)
 @shared_options
 @pass_options
 def explain(options: Options, names: tuple[str, ...]) -> None:
@@ -79,11 +87,16 @@ def explain(options: Options, names: tuple[str, ...]) -> None:
         click.echo(f"    {entry.text}\n    {entry.type}{reload}")
 
 
-def _chosen(names: tuple[str, ...]) -> list[Setting]:
-    """The settings that are meant, of the server and of clients, in the order of the schema."""
+def _known() -> dict[str, Setting]:
+    """Every setting of the server and of clients by its name."""
     from zbroker.client.settings import CLIENTS, client_settings
 
-    known = {name: one for name, one in settings().items() if name not in CLIENTS} | client_settings()
+    return {name: one for name, one in settings().items() if name not in CLIENTS} | client_settings()
+
+
+def _chosen(names: tuple[str, ...]) -> list[Setting]:
+    """The settings that are meant, of the server and of clients, in the order of the schema."""
+    known = _known()
     meant: set[str] = set()
     for name in names or known:
         found = {name} & known.keys() or {one for one in known if one.startswith(f"{name}.")}
@@ -94,7 +107,7 @@ def _chosen(names: tuple[str, ...]) -> list[Setting]:
     return [one for one in known.values() if one.name in meant]
 
 
-@config.command()
+@config.command(short_help="Check a zbroker.toml.")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @shared_options
 @pass_options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
+from zbroker.cli.examples import examples
 from zbroker.cli.group_names import complete_groups
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.quantities import Place, Span, parse_span
@@ -25,7 +26,7 @@ _RECORDS_MAX: Final = 5_000
 _WAIT_MS: Final = 200  # how late Ctrl-C is noticed at the latest
 
 
-@click.command()
+@click.command(epilog=examples("consume"))
 @click.argument("topics", nargs=-1, required=True, metavar="TOPIC...", shell_complete=complete_topics)
 @click.option(
     "-o",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from zbroker.cli import group_view
+from zbroker.cli.examples import examples
 from zbroker.cli.failures import CHECK_FAILED, OK
 from zbroker.cli.group_names import complete_groups
 from zbroker.cli.group_view import GroupView, Row
@@ -69,7 +70,7 @@ def list_groups(options: Options, states: tuple[str, ...]) -> None:
     print_table(options, ("GROUP", "STATE", "MEMBERS", "ASSIGNOR", "EPOCH"), rows)
 
 
-@groups.command()
+@groups.command(epilog=examples("groups describe"), short_help="Show where groups are, and how far behind.")
 @click.argument("names", nargs=-1, required=True, metavar="GROUP...", shell_complete=complete_groups)
 @click.option("--members", "what", flag_value="members", help="Show the members.")
 @click.option("--state", "what", flag_value="state", help="Show the state alone.")
@@ -182,7 +183,7 @@ def _document(view: GroupView) -> dict[str, object]:
     }  # fmt: skip
 
 
-@groups.command()
+@groups.command(short_help="Forget groups without members, and their offsets.")
 @click.argument("names", nargs=-1, required=True, metavar="GROUP...", shell_complete=complete_groups)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @shared_options
@@ -205,7 +206,7 @@ def delete(options: Options, names: tuple[str, ...], yes: bool) -> None:
 # --- offsets ---------------------------------------------------------------------------------------------------------
 
 
-@groups.command(name="reset-offsets")
+@groups.command(name="reset-offsets", epilog=examples("groups reset-offsets"))
 @click.argument("name", metavar="GROUP", shell_complete=complete_groups)
 @click.option(
     "-t", "--topic", "topics", multiple=True, required=True, shell_complete=complete_topics, help="Repeatable."
@@ -273,7 +274,7 @@ def _committed(admin: AdminClient, name: str) -> dict[TopicPartition, int]:
     return {tp: one.offset for tp, one in admin.list_group_offsets(name).items()}
 
 
-@groups.command()
+@groups.command(epilog=examples("groups export"), short_help="Print what groups have committed, for import.")
 @click.argument("names", nargs=-1, required=True, metavar="GROUP...", shell_complete=complete_groups)
 @shared_options
 @pass_options
@@ -292,7 +293,7 @@ def export(options: Options, names: tuple[str, ...]) -> None:
     writer.writerows(found)
 
 
-@groups.command(name="import")
+@groups.command(name="import", epilog=examples("groups import"), short_help="Set offsets as export wrote them.")
 @click.argument("file", type=click.File("r"), metavar="FILE")
 @click.option("--group", "into", metavar="GROUP", help="Into this group, whatever the file says.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")

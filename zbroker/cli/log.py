@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from zbroker.cli.examples import examples
 from zbroker.cli.failures import CHECK_FAILED, OK
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import print_json, progress, size_text
@@ -34,7 +35,7 @@ def log() -> None:
     """
 
 
-@log.command()
+@log.command(epilog=examples("log dump"))
 @click.argument("path", type=_PATH)
 @click.option("-o", "--offset", "start_offset", type=click.IntRange(0), default=0, metavar="N", help="From here on.")
 @click.option("-n", "--num", "count", type=click.IntRange(1), metavar="N", help="At most N batches of a copy.")
@@ -203,7 +204,7 @@ def _print_report(report: CopyReport) -> None:
             click.echo(f"  {segment.path.name}: {fault} (indexes are rebuilt when the copy is opened)")
 
 
-@log.command()
+@log.command(short_help="Cut damaged copies at their first damage.")
 @click.argument("path", type=_PATH)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @shared_options

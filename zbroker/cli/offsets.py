@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.cli.output import Cell, print_json, print_table
 from zbroker.cli.quantities import parse_time_ms
@@ -11,7 +12,7 @@ from zbroker.cli.topic_names import complete_topics
 from zbroker.ids import TopicPartition
 
 
-@click.command()
+@click.command(epilog=examples("offsets"))
 @click.argument("topic", shell_complete=complete_topics)
 @click.option(
     "--time", "when", metavar="earliest|latest|TIME", help="ISO 8601, -1h or epoch ms; prints topic:partition:offset."

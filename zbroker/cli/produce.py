@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 import click
 import msgspec
 
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options_without
 from zbroker.cli.output import print_json, progress, size_text
 from zbroker.cli.quantities import parse_pairs
@@ -58,7 +59,7 @@ class Style(NamedTuple):
     empty_is_null: bool
 
 
-@click.command()
+@click.command(epilog=examples("produce"))
 @click.argument("topic", shell_complete=complete_topics)
 @click.argument("file", default="-", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("-k", "--key", metavar="KEY", help="The key of every record.")

@@ -7,6 +7,7 @@ from typing import Final
 import click
 
 from zbroker import ids
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options
 from zbroker.config.paths import TMPFS_ROOT
 from zbroker.config.presets import PRESETS
@@ -17,11 +18,17 @@ from zbroker.shm.owned_directory import OwnedDirectory
 _ROLES: Final = ("all", "router", "coordinator", "worker", "replica")
 
 
-@click.command()
-@click.option("--data-dir", metavar="DIR", help="Where logs and metadata live.")
-@click.option("--run-dir", metavar="DIR", help="Sockets, locks and boards; short, best on /dev/shm.")
-@click.option("--workers", metavar="N|auto|per-partition", help="Worker processes.")
-@click.option("--replicas", type=click.IntRange(0), metavar="N", help="Replica processes.")
+@click.command(epilog=examples("serve"))
+@click.option("--data-dir", metavar="DIR", help="Where logs and metadata live.  [default: ~/.local/share/zbroker]")
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    help="Sockets, locks and boards; short, on /dev/shm.  [default: a place of the data directory]",
+)
+@click.option(
+    "--workers", metavar="N|auto|per-partition", help="Worker processes.  [default: auto: one a core, at most 8]"
+)
+@click.option("--replicas", type=click.IntRange(0), metavar="N", help="Replica processes.  [default: 0]")
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="A ready set of settings, below the file.")
 @click.option("--ephemeral", is_flag=True, help="In a temporary directory that goes when it stops.")
 @click.option("--role", type=click.Choice(_ROLES), default="all", show_default=True, help="One process only.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options, shared_options_without
 from zbroker.cli.output import Cell, print_json, print_table
 from zbroker.cli.quantities import Place, parse_pairs, parse_span
@@ -30,7 +31,7 @@ def topics() -> None:
     """Create, list, describe, alter, delete, grow and truncate topics."""
 
 
-@topics.command()
+@topics.command(epilog=examples("topics create"))
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-p", "--partitions", type=click.IntRange(1), help="Partitions.  [default: the broker's]")
 @click.option("-r", "--replication-factor", type=click.IntRange(1), help="Copies.  [default: the broker's]")
@@ -98,7 +99,7 @@ def list_topics(options: Options, is_long: bool, internal: bool) -> None:
     print_table(options, ("TOPIC", "PARTITIONS", "RECORDS", "SIZE"), rows)
 
 
-@topics.command()
+@topics.command(short_help="Show partitions, leaders, copies, offsets and sizes.")
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_topics)
 @shared_options
 @pass_options
@@ -172,7 +173,7 @@ def _ends_by_request(
     return {tp: (starts[tp].offset, ends[tp].offset) for tp in asked}
 
 
-@topics.command()
+@topics.command(epilog=examples("topics alter"))
 @click.argument("name", shell_complete=complete_topics)
 @click.option("--config", "--set", "settings", multiple=True, metavar="NAME=VALUE", help=_CONFIG_HELP)
 @click.option("--unset", multiple=True, metavar="NAME", help="Back to the broker's default; repeatable.")
@@ -228,7 +229,7 @@ def partitions(options: Options, name: str, total: int) -> None:
         options.note(f"{name}: {total} partitions")
 
 
-@topics.command()
+@topics.command(epilog=examples("topics truncate"))
 @click.argument("name", shell_complete=complete_topics)
 @click.option("--before", required=True, metavar="OFFSET", help="N, end, or a time: @2026-11-23T10:00, @-1h.")
 @click.option("-p", "--partition", "chosen", multiple=True, type=click.IntRange(0), help="Only these; repeatable.")
