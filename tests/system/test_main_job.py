@@ -35,6 +35,7 @@ def test_every_line_of_the_main_job_arrives_once_and_in_order() -> None:
     assert report["records"] > lines
     assert report["latency_samples"] > 0
     assert {cost["name"] for cost in report["processes"]} >= {"router", "coordinator", "worker-0", "consumer-1"}
+    assert all(cost["resident_bytes"] > 1 << 20 for cost in report["processes"]), report["processes"]
 
 
 def test_the_report_is_also_for_people() -> None:

@@ -28,9 +28,9 @@ _CHECK_FAILED: Final = 4
 def demo(options: Options, files: tuple[Path, ...], workers: int) -> int:
     """Send FILES (default: Python's own standard library) through a broker in a temporary directory.
 
-    A line is a record, its file's name the key. Two producers, two consumers; then a check that every line arrived
-    once and in the order of its file, and a report of rates, latencies, CPU time and memory. Everything is removed
-    at the end.
+    A line is a record, its file's name the key; in between go records that carry the time, for the latencies, and
+    samples of the host's processes. Two producers, two consumers; then a check that every line arrived once and in the
+    order of its file, and a report of rates, latencies, CPU time and memory. Everything is removed at the end.
     """
     from zbroker.testing import Broker
 
@@ -86,8 +86,8 @@ def _text(report: Report, files: int) -> str:
         f"{'PROCESS':<12} {'PID':>8} {'CPU s':>8} {'RSS MiB':>8}",
     ]
     for cost in report.processes:
-        resident = f"{cost.resident_bytes / (1 << 20):.1f}" if cost.resident_bytes else "-"
-        lines.append(f"{cost.name:<12} {cost.pid:>8} {cost.cpu_seconds:>8.2f} {resident:>8}")
+        resident_mib = cost.resident_bytes / (1 << 20)
+        lines.append(f"{cost.name:<12} {cost.pid:>8} {cost.cpu_seconds:>8.2f} {resident_mib:>8.1f}")
     lines.append("")
     if report.is_right:
         lines.append("checked: every record arrived once, and in the order of its key")

@@ -144,12 +144,12 @@ def _pipe(stream: IO[Any] | None) -> IO[bytes]:
 def _costs(pids: Mapping[str, int], findings: Mapping[str, Findings]) -> list[ProcessCost]:
     found = []
     for name, pid in pids.items():
-        try:
+        if name in findings:
+            cpu_seconds, resident_bytes = findings[name].cpu_seconds, findings[name].resident_bytes
+        else:
             process = psutil.Process(pid)
             times = process.cpu_times()
             cpu_seconds, resident_bytes = times.user + times.system, process.memory_info().rss
-        except psutil.NoSuchProcess:
-            cpu_seconds, resident_bytes = findings[name].cpu_seconds if name in findings else 0.0, 0
         found.append(ProcessCost(name, pid, cpu_seconds, resident_bytes))
     return found
 

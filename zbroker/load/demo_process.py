@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import psutil
 
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
@@ -57,6 +58,7 @@ class Findings(msgspec.Struct):
     bytes: int
     seconds: float
     cpu_seconds: float
+    resident_bytes: int
     chains: dict[str, tuple[int, int]]
     latencies: dict[int, int]
     done: bool = True
@@ -119,7 +121,12 @@ def produce(task: Task) -> Findings:
                 reporter.bytes += len(key) + 4 + len(value)
         producer.flush()
     seconds = time.monotonic() - started_s
-    return Findings(reporter.records, reporter.bytes, seconds, time.process_time(), check.as_chains(), {})
+    return Findings(reporter.records, reporter.bytes, seconds, *_used(), check.as_chains(), {})
+
+
+def _used() -> tuple[float, int]:
+    """(CPU seconds, resident bytes) of this process: nobody can ask once it has ended."""
+    return time.process_time(), psutil.Process().memory_info().rss
 
 
 def consume(task: Task) -> Findings:
@@ -154,9 +161,7 @@ def consume(task: Task) -> Findings:
             if ends is not None and all(consumer.position(tp) >= end for tp, end in ends.items()):
                 break
     seconds = time.monotonic() - started_s if started_s else 0.0
-    return Findings(
-        reporter.records, reporter.bytes, seconds, time.process_time(), check.as_chains(), latencies.as_counts()
-    )
+    return Findings(reporter.records, reporter.bytes, seconds, *_used(), check.as_chains(), latencies.as_counts())
 
 
 def main() -> None:
