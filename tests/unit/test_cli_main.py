@@ -161,6 +161,25 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "Traceback" not in capsys.readouterr().err
 
 
+INTERRUPTED_IMPORT = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "zbroker.cli.main":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from zbroker.__main__ import run
+sys.exit(run())
+"""
+
+
+def test_an_interrupt_of_the_first_imports_ends_with_130() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 def test_python_m_zbroker_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "zbroker", "--version"], capture_output=True, text=True, check=True)
     assert __version__ in done.stdout

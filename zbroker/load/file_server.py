@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,12 +22,25 @@ from zbroker.load.usage import Usage
 PIECE_BYTES: Final = 64 << 10
 
 
+@contextmanager
+def _killed_at_an_error(server: subprocess.Popen[bytes]) -> Iterator[None]:
+    """It would wait for its reader, and `with` for it."""
+    try:
+        yield
+    except BaseException:
+        server.kill()
+        raise
+
+
 def served(how: Literal["read", "sendfile"], path: Path) -> dict[str, float]:
     """Have a file sent by another process and read it; what both used for each megabyte (10^6)."""
     here, there = socket.socketpair()
     with here, there:
         command = [sys.executable, "-m", "zbroker.load.file_server", how, str(path)]
-        with subprocess.Popen(command, stdin=there.fileno(), stdout=subprocess.PIPE) as server:
+        with (
+            subprocess.Popen(command, stdin=there.fileno(), stdout=subprocess.PIPE, process_group=0) as server,
+            _killed_at_an_error(server),
+        ):
             there.close()
             assert here.recv(1) == b"r"
             before = Usage.of()
