@@ -79,6 +79,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["-b", NOWHERE, "bench", "produce", "--workers", "2"], "--workers"),
         (["bench", "claims", "--disk", "/nonexistent"], "--disk"),
         (["bench", "compare", "--peers", ""], "--peers"),
+        (["bench", "compare", "--peers", "redis,foo"], "no peer 'foo'; there are kafka, redis"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_one_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -12,7 +13,8 @@ import zbroker
 from zbroker.cli.bench_options import bench_options
 from zbroker.cli.options import Options, pass_options, shared_options
 
-GET = (
+_PEERS: Final = ("kafka", "redis", "nats", "rabbitmq")
+GET: Final = (
     "bench compare runs from a checkout, because the peers are no part of the package: clone zbroker's repository, and"
     " in it run `make bench-peers`, or `make install` and `.venv/bin/zbroker bench compare`"
 )
@@ -27,7 +29,7 @@ def checkout() -> Path:
 
 
 @click.command()
-@click.option("--peers", default="kafka,redis,nats,rabbitmq", show_default=True, help="Which ones, with commas.")
+@click.option("--peers", default=",".join(_PEERS), show_default=True, help="Which ones, with commas.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Rounds that count.")
 @click.option("--small", is_flag=True, help="Few records: checks that every part runs, says nothing about speed.")
 @click.option("--failover", is_flag=True, help="Kill leaders too: three Kafka nodes, some minutes.")
@@ -52,8 +54,11 @@ def compare(
     also take the place of bench/results/peers.json.
     """
     root = checkout()
-    if not peers.strip(" ,"):
-        raise click.BadParameter("name one at least: kafka, redis, nats, rabbitmq", param_hint="'--peers'")
+    names = [name for text in peers.split(",") if (name := text.strip())]
+    unknown = [name for name in names if name not in _PEERS]
+    if unknown or not names:
+        what = f"no peer {unknown[0]!r}; there are" if unknown else "name one at least:"
+        raise click.BadParameter(f"{what} {', '.join(_PEERS)}", param_hint="'--peers'")
     command = [sys.executable, "-m", "bench.peers", "--peers", peers, "--rounds", str(rounds)]
     command += [word for word, is_on in (("--small", small), ("--failover", failover)) if is_on]
     command += ["--json"] if options.is_json else []
