@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conditions import wait_until
-from tests.consuming import broker_with_tcp, make_topic, numbers, read_values, settings_for
+from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker import AdminClient, Consumer, Producer
 from zbroker.cli.main import main
 from zbroker.errors import GroupIdNotFoundError, NonEmptyGroupError
@@ -309,3 +309,16 @@ def test_what_makes_no_sense_is_refused(
     found = run("groups", *(str(binary) if word == "BINARY" else word for word in words))
     assert found[:2] == (code, "")
     assert said in found[2]
+
+
+def test_what_was_committed_in_a_deleted_topic_is_not_shown_beside_its_successor(run: Run, way: dict[str, Any]) -> None:
+    for committed in (3, 1):
+        make_topic(way, "again")
+        fill(way, "again", numbers(5))
+        assert run("consume", "again", "-g", "of-again", "-o", "start", "-n", str(committed))[0] == 0
+        found = described(run, "of-again")["partitions"]
+        assert [(one["topic"], one["current_offset"], one["lag"]) for one in found] == [
+            ("again", committed, 5 - committed)
+        ]
+        assert run("topics", "delete", "again", "-y")[0] == 0
+        assert described(run, "of-again")["partitions"] == []

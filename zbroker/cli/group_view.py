@@ -104,12 +104,15 @@ def look(options: Options, group_ids: Iterable[str]) -> list[GroupView]:
     if paths is None:
         return [_view(described[name], remote[name]) for name in asked]
     owned = {one.group_id: _owners(one).keys() for one in described.values()}
-    found = group_lags(paths, _topic_names(paths), owned=owned)
+    names = _topic_names(paths)
+    found = group_lags(paths, names, owned=owned)
     views = []
     for name in asked:
         if name not in found and name not in described:
             raise GroupIdNotFoundError(f"group {name!r} does not exist", hint="zbroker groups list")
-        views.append(_view_of_files(name, found.get(name, []), described.get(name)))
+        # What was committed in a topic that was deleted says nothing of the one that has its name now.
+        lags = [one for one in found.get(name, []) if one.topic_id in names]
+        views.append(_view_of_files(name, lags, described.get(name)))
     return views
 
 
