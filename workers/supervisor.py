@@ -25,9 +25,9 @@ from typing import Final
 
 from zbroker import ids
 from zbroker.clock import NS_PER_MS, Clock, HostClock
-from zbroker.config.load import worker_count
+from zbroker.config.load import differences, worker_count
 from zbroker.config.paths import Paths, make_directories, paths_for
-from zbroker.config.schema import ServerConfig
+from zbroker.config.schema import RELOADABLE, ServerConfig
 from zbroker.core import lifecycle
 from zbroker.core.lifecycle import Lifecycle, Limits
 from zbroker.errors import BrokerError, ConfigError, DirectoryLockedError
@@ -229,6 +229,7 @@ class Supervisor:
         self._handle(lifecycle.StopRequested())
 
     def _reload_settings(self) -> None:
+        before = self._config
         try:
             if self._reload is not None:
                 self._config = self._reload()
@@ -237,9 +238,17 @@ class Supervisor:
             log.error("the settings stay as they were: %s", error)
             return
         log.info("settings read again")
+        late = [name for name in differences(before, self._config) if not self._applies(name)]
+        if late:
+            log.warning("processes that run keep their %s: a restart of the broker changes that", ", ".join(late))
         for fd in self._pidfds.values():
             signal.pidfd_send_signal(fd, signal.SIGHUP)
         self._handle(lifecycle.Retry())
+
+    @staticmethod
+    def _applies(name: str) -> bool:
+        """Whether SIGHUP is enough for a setting, or it is none of the broker."""
+        return name in RELOADABLE or name.startswith(("supervisor.", "client."))
 
     def _look_at_board(self) -> None:
         """Follow the board of the coordinator that runs now: is it ready, and which processes does it want?"""

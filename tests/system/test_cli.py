@@ -248,6 +248,31 @@ def test_a_broker_served_from_the_command_line_is_ready_stops_and_leaves_nothing
     assert dumped.stdout.splitlines().count(b"kept") == 1
 
 
+def test_sighup_tells_which_settings_a_restart_would_change(tmp_path: Path, run_dir: Path) -> None:
+    file, log = tmp_path / "zbroker.toml", tmp_path / "log.txt"
+    file.write_text('[topics]\nretention_ms = "7d"\n')
+    command = [sys.executable, "-m", "zbroker", "serve", "-c", str(file), "--data-dir", str(tmp_path / "data")]
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            [*command, "--run-dir", str(run_dir), "--workers", "1"], stdout=subprocess.PIPE, stderr=errors
+        ) as broker,
+    ):
+        try:
+            assert broker.stdout is not None
+            assert broker.stdout.readline().startswith(b"zbroker ready")
+            file.write_text(
+                '[topics]\nretention_ms = "8d"\n[broker]\nnum_partitions = 2\n[client.producer]\nacks = 1\n'
+            )
+            broker.send_signal(signal.SIGHUP)
+            wait_until(lambda: "worker-0 INFO SIGHUP: settings read again" in log.read_text(), what="the settings read")
+            assert "WARNING processes that run keep their topics.retention_ms: a restart" in log.read_text()
+            assert "changed=broker.num_partitions" in log.read_text()
+        finally:
+            broker.send_signal(signal.SIGTERM)
+            assert broker.wait(20) == 0
+
+
 def test_an_ephemeral_broker_leaves_nothing_behind(tmp_path: Path) -> None:
     serve = [sys.executable, "-m", "zbroker", "serve", "--ephemeral", "--workers", "1"]
     with (

@@ -53,6 +53,18 @@ def settings() -> dict[str, Setting]:
     return found
 
 
+def differences(one: ServerConfig, other: ServerConfig) -> list[str]:
+    """The names of the settings in which they differ."""
+    sections = ((getattr(one, name), getattr(other, name), name) for name in ServerConfig.__struct_fields__)
+    return [
+        f"{name}.{key}"
+        for left, right, name in sections
+        if isinstance(left, msgspec.Struct)
+        for key in left.__struct_fields__
+        if getattr(left, key) != getattr(right, key)
+    ]
+
+
 def described(section: type[msgspec.Struct], prefix: str) -> dict[str, Setting]:
     """The settings of one section by their dotted names."""
     found: dict[str, Setting] = {}
