@@ -48,6 +48,7 @@ class Node:
         self.is_suspect = False
         self.incarnation = 0
         self.board = 0  # the high watermark on the board, which outlives the process
+        self.board_epoch = -1  # and the epoch of who showed it
         self.leader: Partition | None = None
         self.streams: Replication | None = None
         self.follower: Follower | None = None
@@ -205,8 +206,11 @@ class Node:
         self.streams = self.replication_class(
             grant.leader_epoch, others, log.log_start, log.log_end, one.high_watermark, log, credit_bytes=500
         )
-        self.board = one.high_watermark
+        self._put_on_board(one)
         self.world.promises.published(self)
+
+    def _put_on_board(self, role: Partition | Follower) -> None:
+        self.board, self.board_epoch = role.high_watermark, role.leader_epoch
 
     def _follow_as(self, grant: Grant) -> None:
         self.leader_number = grant.leader
@@ -256,7 +260,7 @@ class Node:
 
     def _publish(self, effect: ev.Publish) -> None:
         assert self.leader is not None
-        self.board = self.leader.high_watermark
+        self._put_on_board(self.leader)
         self.world.promises.published(self)
 
     def _write(self, effect: ev.Write) -> None:
@@ -325,7 +329,7 @@ class Node:
 
     def _show(self, effect: fv.Publish) -> None:
         assert self.follower is not None
-        self.board = self.follower.high_watermark
+        self._put_on_board(self.follower)
 
     def _subscribe(self, effect: fv.Subscribe) -> None:
         who = (self.number, self.number, effect.subscription, self.incarnation)

@@ -83,12 +83,13 @@ class World:
     def complete_tail(self, node: Node, grant: Grant) -> int:
         """The new leader reads what the dead one left; give the highest high watermark on any board.
 
-        Not only on the predecessor's: that one may have been elected and died before it led.
+        Not only on the predecessor's: that one may have been elected and died before it led. What a later leader shows
+        does not count: it is of another log, when the new leader was deposed before it was told that it leads.
         """
         dead = self.nodes[grant.predecessor] if grant.predecessor >= 0 else node
         if dead is not node and not dead.is_suspect and self.random.random() < self.tail_chance:
             node.complete_from(dead.log, grant.leader_epoch)
-        return max(one.board for one in self.nodes)
+        return max(one.board for one in self.nodes if one.board_epoch <= grant.leader_epoch)
 
     # --- life and death ----------------------------------------------------------------------------------------------
 

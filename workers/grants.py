@@ -282,7 +282,7 @@ class Grants:
         if before is not None and before.copy_id != grant.copy_id and not grant.is_unclean:
             epoch_max = grant.leader_epoch - 1
             producers.note_all(complete_tail(log, Path(before.directory), host.files, epoch_max))
-        shown = last_high_watermark(grant.predecessor_board, grant.topic_id, grant.partition)
+        shown = last_high_watermark(grant.predecessor_board, grant.topic_id, grant.partition, grant.leader_epoch)
         leader = Leader(host, grant, log, producers, config, high_watermark=max(known, shown))
         self.leaders[leader.key] = leader
 

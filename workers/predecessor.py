@@ -28,8 +28,11 @@ CHUNK_BYTES: Final = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-def last_high_watermark(board: str, topic_id: int, partition: int) -> int:
-    """The high watermark that a board, perhaps of a dead process, shows for a partition; -1: none."""
+def last_high_watermark(board: str, topic_id: int, partition: int, epoch_max: int) -> int:
+    """The high watermark that a board, perhaps of a dead process, shows for a partition; -1: none.
+
+    None also where it is of an epoch above `epoch_max`: it counts records of a later leader, which need not be ours.
+    """
     if not board:
         return -1
     try:
@@ -39,7 +42,7 @@ def last_high_watermark(board: str, topic_id: int, partition: int) -> int:
     try:
         cell = reader.partition_cell(topic_id, partition)
         view = None if cell is None else cell.view()
-        return -1 if view is None else view.high_watermark
+        return -1 if view is None or view.leader_epoch > epoch_max else view.high_watermark
     finally:
         reader.close()
 

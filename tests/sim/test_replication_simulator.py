@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.replication_coordinator import GrantAnswer
+from tests.replication_coordinator import Grant, GrantAnswer
 from tests.replication_log import ViolationError
 from tests.replication_script import Script
 from zbroker.core.partition import ACKS_FSYNC, ACKS_LEADER
@@ -63,3 +63,29 @@ def test_t13_a_new_leader_takes_nothing_of_its_own_epoch_or_a_later_one_from_the
         before.log.append(item)
     after.complete_from(before.log, 2)
     assert after.log.items == [(0, 1), (1, 2)]
+
+
+def test_t13_a_leader_that_was_deposed_before_it_was_told_does_not_believe_the_board_of_a_later_one() -> None:
+    world = Script(min_insync=1)
+    world.tail_chance = 1.0
+    world.cut_off(0)
+    before, deposed, later = world.nodes
+    for _ in range(3):
+        world.produce(before, ACKS_LEADER)
+    world.die(0)
+    (late,) = [one for _, _, one in world.network if isinstance(one, Grant) and one.to == one.leader == 1]
+    world.drop()
+    world.has_zombies = True
+    world.zombies.add(1)
+    world.coordinator.died(1, deposed.incarnation)  # which it is not
+    world.spread()
+    world.only(lambda source, target, message: target == 2)
+    values = [world.produce(later, ACKS_LEADER) for _ in range(3)]
+    assert later.leader is not None
+    assert (later.leader.high_watermark, all(map(world.is_answered, values))) == (3, True)
+    deposed.deliver(late)
+    assert deposed.log.log_end == 3
+    assert deposed.leader is not None
+    assert deposed.leader.high_watermark == 0
+    world.heal()
+    assert [value for _, value in world.logs()[0]] == values

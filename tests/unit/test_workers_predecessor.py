@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.storage_logs import SMALL, append, batches_of, fill, log_files
+from zbroker import ids
 from zbroker.clock import ManualClock
 from zbroker.config.schema import TopicConfig
 from zbroker.errors import CorruptRecordError
 from zbroker.record.batch import batches_in
 from zbroker.record.layout import BatchHeader
+from zbroker.shm.board import BoardWriter
 from zbroker.storage.copied_log import CopiedLog
 from zbroker.storage.files import Files
 from zbroker.workers.leaders_files import checked
@@ -93,9 +95,21 @@ def test_another_history_and_a_later_epoch_are_left_alone(tmp_path: Path) -> Non
 def test_a_directory_that_is_gone_gives_nothing(tmp_path: Path) -> None:
     copy = open_copy(tmp_path / "copy")
     assert complete_tail(copy, tmp_path / "gone", Files(), epoch_max=9) == []
-    assert last_high_watermark(str(tmp_path / "no.board"), 1, 0) == -1
-    assert last_high_watermark("", 1, 0) == -1
+    assert last_high_watermark(str(tmp_path / "no.board"), 1, 0, 9) == -1
+    assert last_high_watermark("", 1, 0, 9) == -1
     copy.close()
+
+
+def test_a_high_watermark_of_a_later_epoch_says_nothing_of_our_log(tmp_path: Path) -> None:
+    board = BoardWriter.create(tmp_path, ids.worker_number(0), ids.own_incarnation(), cells=1)
+    board.claim(1, 0).restate(
+        leader_epoch=4, log_start=0, log_end=7, segment_base=0, durable=0, size_bytes=0,
+        position=70, high_watermark=5, segment_count=1,
+    )  # fmt: skip
+    path = str(board.path)
+    assert [last_high_watermark(path, 1, 0, epoch_max) for epoch_max in (3, 4, 5)] == [-1, 5, 5]
+    assert last_high_watermark(path, 1, 1, 5) == -1
+    board.close(unlink=True)
 
 
 def test_the_tail_in_memory_gives_what_the_log_gives(tmp_path: Path) -> None:
