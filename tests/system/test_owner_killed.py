@@ -65,12 +65,16 @@ def has_begun(process: psutil.Process, module: str = "") -> bool:
         return False
 
 
+def owner_files(below: Path) -> Iterator[Path]:
+    """Of every temporary directory there. Directories go while they are looked at, also those of others."""
+    for root, _, names in os.walk(below):
+        yield from (Path(root) / name for name in names if name.startswith("owner-"))
+
+
 def directories_of(processes: list[psutil.Process], below: Path) -> set[Path]:
     """The temporary directories that the broker among these processes was given, and those in a place of the test's."""
-    # Directories go while they are looked at: what the next start removes, and those of others who run brokers.
-    inside = os.walk(below)
-    found = {Path(root) for root, _, names in inside if any(name.startswith("owner-") for name in names)}
-    for path in TMPFS_ROOT.glob("zb*/owner-*"):
+    found = {path.parent for path in owner_files(below)}
+    for path in owner_files(TMPFS_ROOT):
         try:
             pid = path.read_text().strip()
         except FileNotFoundError:
