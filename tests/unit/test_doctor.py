@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,9 @@ HERE = Path("/somewhere")
         (host.shared_memory(1024 * MIB, 256 * MIB), Level.PASS, ""),
         (host.clock_source("hpet"), Level.WARN, "tsc"),
         (host.clock_source("tsc"), Level.PASS, ""),
+        (host.data_directory(HERE, exists=False, is_readable=False), Level.WARN, "--data-dir"),
+        (host.data_directory(HERE, exists=True, is_readable=False), Level.FAIL, "as the user"),
+        (host.data_directory(HERE, exists=True, is_readable=True), Level.PASS, ""),
         (host.file_system("nfs4", HERE), Level.FAIL, "--data-dir"),
         (host.file_system("tmpfs", HERE), Level.WARN, "--data-dir"),
         (host.file_system("ext4", HERE), Level.PASS, ""),
@@ -104,7 +108,7 @@ def test_every_rule_answers_on_this_host(tmp_path: Path) -> None:
     config = ServerConfig()
     config.broker.data_dir = str(tmp_path)
     findings = host.examine_host(config, paths_for(config), (4, 3, 5)) + settings.examine_settings(config)
-    assert len({finding.rule for finding in findings}) == len(findings) == 13
+    assert len({finding.rule for finding in findings}) == len(findings) == 14
     assert host.file_system_of(tmp_path)
 
 
@@ -166,3 +170,10 @@ def test_the_command_prints_every_rule_and_its_exit_code(tmp_path: Path, capsys:
     found = msgspec.json.decode(capsys.readouterr().out)
     assert {"batching", "backlog", "acknowledgements", "open files"} <= {entry["rule"] for entry in found}
     assert main([*arguments, "-C", "client.producer={}"]) == 2, "a setting that is none is a usage error"
+
+
+def test_a_data_directory_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json", "--data-dir", str(tmp_path / "typo")])
+    found = {entry["rule"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert found["data directory"]["level"] == "WARN"
+    assert f"{tmp_path / 'typo'} does not exist" in found["data directory"]["message"]

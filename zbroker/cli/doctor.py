@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -44,7 +45,7 @@ def doctor(options: Options, data_dir: str | None, run_dir: str | None) -> int:
         *examine_host(config, paths, libzmq_version()),
         *examine_settings(config),
         *examine_traffic(paths.boards_dir),
-        damage(paths.copies_dirs),
+        damage([directory for directory in paths.copies_dirs if os.access(directory, os.R_OK | os.X_OK)]),
         *_examine_copies(options, paths.bootstrap_servers, is_up=paths.front.exists()),
     ]
     if options.is_json:

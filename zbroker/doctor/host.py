@@ -60,6 +60,21 @@ def clock_source(name: str) -> Finding:
     return warned("clock", f"the kernel's clock source is {name}, which is slow to read", fix)
 
 
+def data_directory(directory: Path, *, exists: bool, is_readable: bool) -> Finding:
+    """Without it nothing is known of a broker's copies."""
+    if not exists:
+        return warned(
+            "data directory",
+            f"{directory} does not exist: no broker has run there",
+            "zbroker serve makes it; --data-dir names another",
+        )
+    if not is_readable:
+        return failed(
+            "data directory", f"{directory} is closed to this user", "run this as the user whose broker it is"
+        )
+    return passed("data directory", f"{directory} is there")
+
+
 def file_system(kind: str, directory: Path) -> Finding:
     """Locks and fsync of network file systems do not keep what a log needs."""
     if kind in NETWORK_FILE_SYSTEMS:
@@ -138,6 +153,11 @@ def examine_host(config: ServerConfig, paths: Paths, libzmq: tuple[int, ...]) ->
         shared_memory(shutil.disk_usage(TMPFS_ROOT).free, config.limits.lane_bytes_total_max),
         mappings(int(_read("/proc/sys/vm/max_map_count") or MAPPINGS_WANTED)),
         clock_source(_read("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
+        data_directory(
+            paths.data_dir,
+            exists=os.path.exists(paths.data_dir),
+            is_readable=os.access(paths.data_dir, os.R_OK | os.X_OK),
+        ),
         file_system(file_system_of(existing), paths.data_dir),
         disk_room(shutil.disk_usage(existing).free, config.storage.disk_free_min_bytes, paths.data_dir),
         leftovers(len(dead_boards(paths.boards_dir)), paths.run_dir),
@@ -167,7 +187,7 @@ def file_system_of(directory: Path) -> str:
 
 
 def _nearest_existing(path: Path) -> Path:
-    while not path.exists():
+    while not os.path.exists(path):  # False too for what another user keeps closed
         path = path.parent
     return path
 
