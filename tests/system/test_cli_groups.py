@@ -291,6 +291,7 @@ def test_the_admin_client_knows_groups(topic: str, way: dict[str, Any]) -> None:
         (["list", "--state", "empty"], 2, "is not one of 'Empty', 'Assigning', 'Reconciling', 'Stable'"),
         (["export", "nobody"], 1, "group 'nobody' has committed nothing, or does not exist"),
         (["import", "BINARY"], 2, "not what `zbroker groups export` writes"),
+        (["import", "HUGE"], 2, f"g: {1 << 64} is no offset of in:0"),
         (
             ["reset-offsets", "two words", "-t", "reset", "--to-latest", "--execute"],
             1,
@@ -301,12 +302,13 @@ def test_the_admin_client_knows_groups(topic: str, way: dict[str, Any]) -> None:
 def test_what_makes_no_sense_is_refused(
     run: Run, served: tuple[Broker, str], tmp_path: Path, words: list[str], code: int, said: str
 ) -> None:
-    binary = tmp_path / "binary"
-    binary.write_bytes(b"\xac\x00\xff")
+    files = {"BINARY": b"\xac\x00\xff", "HUGE": b"group,topic,partition,offset\ng,in,0,%d\n" % (1 << 64)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
     with AdminClient(bootstrap_servers=served[0].bootstrap_servers) as admin:
         if "reset" not in admin.list_topics():
             admin.create_topics(["reset"])
-    found = run("groups", *(str(binary) if word == "BINARY" else word for word in words))
+    found = run("groups", *(str(tmp_path / word) if word in files else word for word in words))
     assert found[:2] == (code, "")
     assert said in found[2]
 

@@ -73,6 +73,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["soak", "kills", "--duration", "0s"], "--duration"),
         (["soak", "nonsense"], "'[PROFILE]'"),
         (["bench", "scale", "--workers", "1,65"], "1 to 64"),
+        (["bench", "scale", "--logs", "99999999999"], "--logs 99999999999: /dev/shm has not so many megabytes left"),
         (["bench", "produce", "--dir", "/nonexistent"], "--dir"),
         (["bench", "produce", "--dir", "/proc"], "--dir"),
         (["bench", "produce", "-o", "/proc/results.json"], "--output"),
@@ -91,6 +92,14 @@ def test_wrong_usage_ends_with_2_and_one_line(
     assert output.err.count("\n") == 1
     assert output.err.startswith("zbroker: ")
     assert said in output.err
+
+
+@pytest.mark.parametrize("words", [[], ["topics"], ["bench"]])
+def test_a_group_without_a_command_is_its_help_and_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith(f"Usage: {' '.join(['zbroker', *words])} [OPTIONS] COMMAND")
 
 
 @pytest.mark.parametrize(

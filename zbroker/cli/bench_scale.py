@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Final
 
 import click
 from click.core import ParameterSource
@@ -13,6 +15,8 @@ from zbroker.cli.output import progress
 from zbroker.load.bench_runs import Found
 from zbroker.load.scale import ScalePlan, throughput
 from zbroker.load.scale_costs import CostPlan, log_costs, partition_costs, reader_costs
+
+MEGABYTE: Final = 10**6
 
 
 @click.command()
@@ -54,6 +58,9 @@ def scale(
     """
     if options.where():
         raise click.UsageError("scale starts a broker for each number of workers: it takes no other")
+    place = directory or Path("/dev/shm")
+    if logs and max(logs) * MEGABYTE > shutil.disk_usage(place).free:
+        raise click.UsageError(f"--logs {max(logs)}: {place} has not so many megabytes left")
     plan = ScalePlan(
         workers=workers, partitions=partitions, records=records, size_bytes=size, acks=acks, compression=compression,
         pin=pin, rounds=rounds, seed=seed, directory=directory,
@@ -76,8 +83,7 @@ def scale(
         [plot for part in parts for plot in part.plots],
     )
     about = f"{size}-byte records, {records:,} a run, acks={acks}" + (", pinned" if pin else "")
-    where = {"data": directory or Path("/dev/shm")}
-    show(options, found, about=about, seed=seed, directories=where, output=output)
+    show(options, found, about=about, seed=seed, directories={"data": place}, output=output)
 
 
 def _is_given(name: str) -> bool:

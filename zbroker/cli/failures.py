@@ -70,7 +70,10 @@ def _say(text: str) -> None:
 
 
 def report_usage(error: click.ClickException, options: Options) -> int:
-    """Say what is wrong with the command line; give the exit code."""
+    """Say what is wrong with the command line; give the exit code. A group of commands without one is its help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        _say(error.format_message())
+        return error.exit_code
     context = getattr(error, "ctx", None)
     hint = f"'{context.command_path} --help' explains" if context is not None else ""
     message = error.format_message()

@@ -39,6 +39,7 @@ _MEMBER_COLUMNS: Final = (
 _CSV: Final = ("group", "topic", "partition", "offset")
 _STATES: Final = ("Empty", "Assigning", "Reconciling", "Stable")
 _CLEAR: Final = "\x1b[H\x1b[2J"
+_OFFSET_MAX: Final = (1 << 63) - 1
 _S_MAX_EXACT: Final = 60
 
 
@@ -326,8 +327,12 @@ def _read_lines(text: str) -> list[tuple[str, TopicPartition, int]]:
             lines = [[one[name] for name in _CSV] for one in msgspec.json.decode(text)]
         else:
             lines = [line for line in csv.reader(text.splitlines()) if line and tuple(line) != _CSV]
-        return [
+        found = [
             (str(name), TopicPartition(str(topic), int(number)), int(offset)) for name, topic, number, offset in lines
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise click.BadParameter(f"not what `zbroker groups export` writes: {error}") from None
+    for name, tp, offset in found:
+        if not 0 <= offset <= _OFFSET_MAX:
+            raise click.BadParameter(f"{name}: {offset} is no offset of {tp.topic}:{tp.partition}")
+    return found

@@ -106,7 +106,7 @@ class GroupRequests:
             key = self._key_of(one)
             error: BrokerError | None
             if key is None:
-                error = UnknownTopicOrPartitionError(f"{one.topic or one.topic_id}-{one.partition}")
+                error = UnknownTopicOrPartitionError(f"{one.topic or one.topic_id}:{one.partition} does not exist")
             else:
                 error = self._error_of(one)
                 if error is None:
@@ -206,7 +206,7 @@ class GroupRequests:
             key = self._key_of(one)
             error: BrokerError | None = None
             if key is None:
-                error = UnknownTopicOrPartitionError(f"{one.topic or one.topic_id}-{one.partition}")
+                error = UnknownTopicOrPartitionError(f"{one.topic or one.topic_id}:{one.partition} does not exist")
             elif may_remove and one.offset == REMOVE:
                 if key in known:
                     entries.append(_removal(group_id, answers.topic_name(self._around, key[0]), key))
