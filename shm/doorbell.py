@@ -123,7 +123,7 @@ class Bell:
         self._message = lane_number.to_bytes(_NUMBER_BYTES, "little")
         self._words = words
         self._index = index
-        self._rang = 0
+        self._rang = -1  # the odd value it rang for
 
     def ring_if_asleep(self) -> bool:
         """Call after the store that the sleeper should see. Returns whether it rang. Never blocks, never raises."""

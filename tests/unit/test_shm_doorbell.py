@@ -55,6 +55,17 @@ def test_nothing_is_written_for_a_process_that_is_awake(doorbell: Doorbell) -> N
     assert not is_readable(doorbell)
 
 
+def test_a_ringer_tells_a_sleeper_from_one_that_is_awake_though_it_has_never_slept(doorbell: Doorbell) -> None:
+    cell = words()
+    sleeper = Sleeper(cell, INDEX)
+    bell = Bell(doorbell.write_fd, 1, cell, INDEX)
+    assert not bell.ring_sleeper()
+    sleeper.prepare()
+    assert [bell.ring_sleeper(), bell.ring_sleeper()] == [True, True], "rung by this call or an earlier one"
+    sleeper.awake()
+    assert not bell.ring_sleeper()
+
+
 def test_the_ringer_leaves_the_word_alone(doorbell: Doorbell) -> None:
     cell = words()
     Sleeper(cell, INDEX).prepare()
