@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import msgspec
 
+from tests.conditions import wait_until_stopped
 from tests.scripted_worker import DEADLINE_S, RETURN_ADDRESS, Answer, batch_of
 from zbroker import ids
 from zbroker.config.paths import make_directories, paths_for
@@ -154,7 +155,10 @@ class Copies:
         return self.processes[number].wait(DEADLINE_S)
 
     def signal(self, number: int, signal_number: int) -> None:
+        """Send a signal; after SIGSTOP the process stands still."""
         self.processes[number].send_signal(signal_number)
+        if signal_number == signal.SIGSTOP:
+            wait_until_stopped(self.processes[number].pid)
 
     # --- the router --------------------------------------------------------------------------------------------------
 
@@ -168,11 +172,6 @@ class Copies:
                 select.select([self._router.fileno()], [], [], 0.005)
                 continue
             self._take([frame.bytes for frame in message])
-
-    def pump_for(self, duration_s: float) -> None:
-        """Play router and coordinator for a time."""
-        end = time.monotonic() + duration_s
-        self.pump_until(lambda: time.monotonic() >= end)
 
     def _take(self, frames: list[bytes]) -> None:
         routing_id, return_address, raw, *body = frames
@@ -230,10 +229,8 @@ class Copies:
         self.pump_until(lambda: correlation in self._answers, timeout_s)
         return self._answers.pop(correlation)
 
-    def has_answer(self, correlation: int, wait_s: float = 0.0) -> bool:
-        """Whether a reply comes within a time."""
-        deadline = time.monotonic() + wait_s
-        self.pump_until(lambda: correlation in self._answers or time.monotonic() > deadline)
+    def has_answer(self, correlation: int) -> bool:
+        """Whether a reply has come. Those of one process come in order: an answer to a later request ends the doubt."""
         return correlation in self._answers
 
     # --- the coordinator ---------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import pytest
 from tests.scripted_copies import Copies
 from tests.system.test_replication_copies import SMALL, log_files, values
 from zbroker.errors import CopyDamagedError, StorageError
+from zbroker.storage.checkpoint import Positions
+from zbroker.storage.files import Files
 from zbroker.storage.layout import LOG
 
 SCRUB = {"storage": {"scrub_interval_ms": 100, "scrub_bytes_per_s": 64 << 20}}
@@ -57,7 +59,9 @@ def test_t24_a_suspect_copy_confirms_nothing_before_the_coordinator_has_noted_it
         flip(copies.copy_directory(second))
         copies.pump_until(lambda: len(copies.suspects) >= 2)
         waiting = copies.ask_produce([b"waits"])
-        assert not copies.has_answer(waiting, 0.5)
+        reports = len(copies.suspects)
+        copies.pump_until(lambda: len(copies.suspects) > reports)
+        assert not copies.has_answer(waiting)
         copies.answers_suspect = True
         copies.pump_until(lambda: copies.isr == [1])
         copies.give_news()
@@ -132,7 +136,8 @@ def test_damage_below_the_high_watermark_at_a_start_sets_the_copy_aside() -> Non
         first, second = copies.numbers
         copies.elect(first)
         fill(copies)
-        copies.pump_for(0.5)
+        directory = copies.copy_directory(second)
+        copies.pump_until(lambda: Positions(directory, Files()).saved.high_watermark == 1_000)
         copies.kill(second)
         flip(copies.copy_directory(second))
         copies.start(second)

@@ -7,7 +7,6 @@ import random
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,7 +60,7 @@ def test_requests_on_one_lane_are_answered_in_order_while_both_sides_fall_asleep
         asked = [lane.send(Api.PRODUCE, batch_of([b"x"]), topic_id=1, acks=1) for _ in range(count)]
         answers = [lane.receive() for _ in range(count)]
         assert [answer.header.correlation for answer in answers if answer] == asked
-        time.sleep(0.01)  # Long enough for the worker to sleep, so that the next request has to ring.
+        wait_until(lane.bell.seems_asleep, what="the worker's sleep, out of which the next request has to ring it")
     lane.close()
 
 
@@ -101,7 +100,7 @@ def test_a_new_wait_replaces_the_older_one(worker: ScriptedWorker) -> None:
     answer = lane.receive()
     assert answer is not None
     assert answer.header.correlation == newer
-    assert lane.receive(0.05) is None
+    lane.produce([b"c"]).produced()  # whose answer is the next one
     lane.close()
 
 
@@ -145,7 +144,7 @@ def test_a_wait_ends_with_an_error_when_the_partition_goes_or_is_not_here(worker
     assert answer is not None
     assert answer.error == NotLeaderForPartitionError.code
     lane.wait_for(0)
-    assert lane.receive(0.02) is None
+    assert lane.call(Api.FETCH).error == InvalidRequestError.code  # the next answer, so the wait has begun
     worker.call(Api.REVOKE, encode(Revoke([Revocation(1, 0, False)])))
     answer = lane.receive()
     assert answer is not None
@@ -160,12 +159,12 @@ def test_one_wait_may_name_many_partitions(worker: ScriptedWorker) -> None:
     lane = worker.lane()
     body = b"".join(WAITED.pack(1, partition, 0) for partition in range(5))
     for partition in range(5):
-        lane.send(Api.WAIT, body, timeout_ms=10_000) if partition == 0 else None
+        lane.send(Api.WAIT, body, timeout_ms=60_000) if partition == 0 else None
         worker.produce([b"x"], partition=partition)
         if partition == 0:
             assert lane.receive() is not None
-    lane.send(Api.WAIT, b"".join(WAITED.pack(1, partition, 1) for partition in range(5)), timeout_ms=10_000)
-    assert lane.receive(0.02) is None
+    lane.send(Api.WAIT, b"".join(WAITED.pack(1, partition, 1) for partition in range(5)), timeout_ms=60_000)
+    assert lane.call(Api.FETCH).error == InvalidRequestError.code  # the next answer, so the wait has begun
     worker.produce([b"x"], partition=3)
     assert lane.receive() is not None
     lane.close()
@@ -177,13 +176,16 @@ def test_replies_wait_for_a_client_that_reads_late_and_none_is_lost(worker: Scri
     sent = 0
     body = encode(FetchRequest(0, 1, 1 << 20, [FetchPartition(1, 0, 0, 1 << 20)]))
     worker.produce([b"y" * 1_000])
-    while True:
-        raw = pack_request(Api.FETCH, sent + 1, 16)
-        if not lane.lane.requests.try_write((raw, body)):
-            time.sleep(0.05)
-            if not lane.lane.requests.try_write((raw, body)):
-                break
-        sent += 1
+    is_left = False
+    while not is_left:
+        if not (is_taken := lane.lane.requests.try_write((pack_request(Api.FETCH, sent + 1, 16), body))):
+            # Rung once more, it sleeps again: what is still there then is left there.
+            for _ in range(2):
+                wait_until(lane.bell.seems_asleep, what="the worker's sleep")
+                lane.bell.ring_if_asleep()
+            is_left = not (is_taken := lane.lane.requests.try_write((pack_request(Api.FETCH, sent + 1, 16), body)))
+        sent += is_taken
+        assert sent < 1_000, "replies pile up somewhere"
         lane.bell.ring_if_asleep()
     assert worker.produce([b"z"]).error == 0, "another client is served meanwhile"
     for number in range(sent):
@@ -364,7 +366,7 @@ def test_t41_lanes_of_killed_clients_are_drained_and_given_back(worker: Scripted
         child = subprocess.run(program, env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
         assert child.returncode == -9
     wait_for_lane_bytes(worker, alive.lane.size_bytes)
-    assert len(os.listdir(fd_dir)) <= before
+    wait_until(lambda: len(os.listdir(fd_dir)) <= before, what="their descriptors to be closed")
     assert alive.produce([b"x"]).produced()[0] == 5 * 10 * 5
     alive.close()
 
