@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conditions import wait_until
+from tests.consuming import broker_with_tcp
 from zbroker.cli.main import main
 from zbroker.testing import Broker
 
@@ -234,12 +234,10 @@ def test_a_broker_served_from_the_command_line_is_ready_stops_and_leaves_nothing
             data_dir = str(tmp_path / "data")
             refused = subprocess.run([*command, "log", "recover", data_dir, "-y"], capture_output=True, check=False)
             assert refused.returncode == 75
-            started = time.monotonic()
         finally:
             broker.send_signal(signal.SIGTERM)
             code = broker.wait(20)
         assert code == 0, (tmp_path / "log").read_text()
-        assert time.monotonic() - started < 20
     assert not run_dir.exists() or not list(run_dir.iterdir())
     done = subprocess.run([*command, *where, "status"], capture_output=True, text=True, check=False)
     assert done.returncode == 3
@@ -303,11 +301,10 @@ def test_a_consumer_that_waits_ends_at_ctrl_c_with_130(zbroker_server: Broker, z
         assert b"Traceback" not in process.stderr.read()
 
 
-def test_over_tcp_everything_works_but_the_boards(tmp_path: Path, run: Run) -> None:
-    port = 20_000 + os.getpid() % 20_000
-    where = ("-b", f"tcp://127.0.0.1:{port}")
-    network = {"tcp_listen": f"tcp://127.0.0.1:{port}", "tcp_unauthenticated_loopback": True}
-    with Broker(workers=1, config={"network": network}):
+def test_over_tcp_everything_works_but_the_boards(run: Run) -> None:
+    broker, address = broker_with_tcp(workers=1)
+    where = ("-b", address)
+    with broker:
         assert run(*where, "topics", "create", "far", "-p", "2")[0] == 0
         assert run(*where, "produce", "far", "-p", "1", stdin=b"a\nb\n")[0] == 0
         assert run(*where, "consume", "far", "-o", ":end")[1] == b"a\nb\n"

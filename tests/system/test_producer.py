@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.conditions import wait_until
-from zbroker.client.admin import AdminClient, NewTopic
+from tests.conditions import wait_until, wait_until_stopped
+from tests.consuming import broker_with_tcp, make_topic
+from zbroker.client.admin import AdminClient
 from zbroker.client.producer import Producer
 from zbroker.errors import (
     BrokerNotAvailableError,
@@ -27,26 +28,17 @@ from zbroker.errors import (
 from zbroker.ids import TopicPartition
 from zbroker.testing import Broker
 
-TCP_PORT = 20_000 + os.getpid() % 20_000
-
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    tcp = {"tcp_listen": f"tcp://127.0.0.1:{TCP_PORT}", "tcp_unauthenticated_loopback": True}
-    with Broker(workers=2, config={"network": tcp, "coordinator": {"hang_timeout_ms": 0}}) as found:
-        yield found
+def served() -> Iterator[tuple[Broker, str]]:
+    broker, address = broker_with_tcp(workers=2)
+    with broker:
+        yield broker, address
 
 
-@pytest.fixture(params=["lane", "messages", "tcp"])
-def way(request: pytest.FixtureRequest, broker: Broker) -> dict[str, Any]:
-    if request.param == "tcp":
-        return {"bootstrap_servers": f"tcp://127.0.0.1:{TCP_PORT}"}
-    return {"bootstrap_servers": broker.bootstrap_servers, "transport": "shm" if request.param == "lane" else "zmq"}
-
-
-def make_topic(way: dict[str, Any], name: str, partitions: int = 1, **config: object) -> None:
-    with AdminClient(**way) as admin:
-        admin.create_topics([NewTopic(name, partitions, config=config)])
+@pytest.fixture
+def broker(served: tuple[Broker, str]) -> Broker:
+    return served[0]
 
 
 def leader_of(way: dict[str, Any], topic: str) -> str:
@@ -60,13 +52,6 @@ def ends(way: dict[str, Any], topic: str, partitions: int) -> list[int]:
     with AdminClient(**way) as admin:
         found = admin.list_offsets({(topic, number): "latest" for number in range(partitions)})
         return [found[TopicPartition(topic, number)].offset for number in range(partitions)]
-
-
-@pytest.fixture
-def topic(way: dict[str, Any], request: pytest.FixtureRequest) -> str:
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name)
-    make_topic(way, name, 3)
-    return name
 
 
 def test_an_acknowledged_record_has_its_offset(way: dict[str, Any], topic: str) -> None:
@@ -180,7 +165,8 @@ def test_a_batch_above_the_topics_own_limit_fails_with_its_name(way: dict[str, A
     make_topic(way, topic + "-small", 1, **{"max.message.bytes": 1024, "segment.bytes": 65_536})
     with Producer(way) as producer:
         future = producer.send(topic + "-small", bytes(5000))
-        assert isinstance(future.exception(10), MessageSizeTooLargeError)
+        with pytest.raises(MessageSizeTooLargeError, match=r"at most 1024 .*max\.message\.bytes on the topic"):
+            future.result(10)
 
 
 def test_batches_are_cut_to_what_the_topic_takes(way: dict[str, Any], topic: str) -> None:
@@ -211,6 +197,7 @@ def test_a_flush_with_acks_0_waits_for_what_a_full_lane_has_no_room_for(
         leader = leader_of(way, topic)
         pid = broker.signal(leader, signal.SIGSTOP)
         try:
+            wait_until_stopped(pid)
             producer.send_many(topic, values, partition=0)
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -353,8 +340,9 @@ def test_a_wait_for_an_answer_ends_with_its_time(broker: Broker) -> None:
         with AdminClient(bootstrap_servers=broker.bootstrap_servers) as admin:
             leader = admin.describe_topics(["stopped"])["stopped"].partitions[0].leader_name
         assert leader is not None
-        broker.signal(leader, signal.SIGSTOP)
+        pid = broker.signal(leader, signal.SIGSTOP)
         try:
+            wait_until_stopped(pid)
             future = producer.send("stopped", b"y")
             with pytest.raises(TimeoutError_):
                 future.result(0.2)
