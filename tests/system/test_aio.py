@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conditions import wait_until_stopped
 from tests.consuming import broker_with_tcp, fill, make_topic, numbers
 from zbroker import AdminClient as BlockingAdminClient
 from zbroker import Consumer as BlockingConsumer
@@ -34,6 +36,7 @@ from zbroker.ids import TopicPartition
 from zbroker.testing import Broker
 
 LIMIT_S = 60
+READ_MS = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,8 @@ def test_records_go_in_and_come_out_in_order_of_their_keys(way: dict[str, Any], 
 
 def test_a_consumer_that_waits_wakes_for_a_record_and_lets_other_tasks_run(way: dict[str, Any], topic: str) -> None:
     async def main() -> None:
-        async with Producer(way) as producer, Consumer(topic, way, auto_offset_reset="earliest") as consumer:
+        settings: dict[str, Any] = {**way, "auto_offset_reset": "earliest", "fetch_max_wait_ms": 3 * READ_MS}
+        async with Producer(way) as producer, Consumer(topic, settings) as consumer:
             turns = 0
 
             async def count() -> None:
@@ -104,18 +108,14 @@ def test_a_consumer_that_waits_wakes_for_a_record_and_lets_other_tasks_run(way: 
                     await asyncio.sleep(0)
 
             counting = asyncio.create_task(count())
-            waits_ms = []
             for index in range(20):
-                reading = asyncio.create_task(consumer.consume(timeout_ms=20_000))
+                reading = asyncio.create_task(consumer.consume(timeout_ms=READ_MS))
                 await asyncio.sleep(0.005)
                 assert not reading.done()
-                start_s = time.monotonic()
                 await producer.send_and_wait(topic, b"%d" % index)
                 assert [record.value for record in await reading] == [b"%d" % index]
-                waits_ms.append((time.monotonic() - start_s) * 1000)
             counting.cancel()
             assert turns > 20
-            assert sorted(waits_ms)[10] < 400, "it must be the record that wakes it, not the end of a wait"
 
     run(main)
 
@@ -152,12 +152,12 @@ def test_sending_waits_while_the_buffer_is_full_and_gives_up(served: tuple[Broke
     names = [name for name in broker.process_names() if name.startswith("worker")]
 
     async def main() -> None:
-        async with Producer(way, max_block_ms=500, max_request_size=64 << 10) as producer:
+        async with Producer(way, max_block_ms=2_000, max_request_size=64 << 10) as producer:
             await producer.send_and_wait("full", b"first")
-            for name in names:
-                broker.signal(name, 19)
+            pids = [broker.signal(name, signal.SIGSTOP) for name in names]
             sent: list[asyncio.Future[Any]] = []
             try:
+                wait_until_stopped(*pids)
 
                 async def send_on() -> None:
                     while True:
@@ -172,7 +172,7 @@ def test_sending_waits_while_the_buffer_is_full_and_gives_up(served: tuple[Broke
                 assert not waiting.done()
             finally:
                 for name in names:
-                    broker.signal(name, 18)
+                    broker.signal(name, signal.SIGCONT)
             await (await waiting)
             await asyncio.gather(*sent)
 
@@ -236,8 +236,7 @@ def test_positions_seeks_and_queries(way: dict[str, Any], topic: str) -> None:
             await consumer.pause(tp)
             assert await consumer.consume(timeout_ms=50) == []
             await consumer.resume(tp)
-            batches = [batch async for batch in consumer.batches(timeout_ms=200)]
-            assert batches[-1].last_offset == 99
+            assert (await anext(consumer.batches(timeout_ms=20_000))).last_offset == 99
             assert topic in await consumer.topics()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
@@ -256,13 +255,13 @@ def test_one_task_at_a_time_and_an_end_from_another(way: dict[str, Any], topic: 
             return [record async for record in consumer]
 
         reading = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # it begins
         with pytest.raises(ConcurrentUseError):
             await consumer.poll()
         consumer.wakeup()
         assert await reading == []
         reading = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         await consumer.close()
         await consumer.close()
         assert await reading == []
@@ -304,7 +303,9 @@ def test_members_of_a_group_share_commit_and_hand_over(way: dict[str, Any], topi
             while len(first.assignment()) < 3:
                 await first.poll(timeout_ms=5)
         async with Consumer(topic, settings) as third:
-            assert await third.consume(timeout_ms=300) == [], "everything was committed"
+            while len(third.assignment()) < 3:
+                assert await third.consume(timeout_ms=5) == [], "everything was committed"
+            assert {await third.position(tp) for tp in third.assignment()} == {20}
 
     run(main)
 
