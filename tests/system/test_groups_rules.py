@@ -282,7 +282,7 @@ def test_a_group_with_members_is_not_set_from_outside(way: dict[str, Any], topic
 
 
 def test_an_instance_id_has_one_living_member(way: dict[str, Any], topic: str) -> None:
-    settings = {"group_id": topic, "group_instance_id": "w", "session_timeout_ms": 200, **BY_HAND, **way}
+    settings = {"group_id": topic, "group_instance_id": "w", "session_timeout_ms": 2_000, **BY_HAND, **way}
     with Consumer(topic, **settings) as first, Consumer(topic, **settings) as second:
         share([first], 3)
         with pytest.raises(UnreleasedInstanceIdError):

@@ -41,7 +41,7 @@ def test_a_producers_buffer_has_one_bound_however_many_partitions_fill_it() -> N
             batch_size=batch_size,
             buffer_memory=memory,
             max_request_size=64 * KIB,
-            max_block_ms=200,
+            max_block_ms=1_000,
             linger_ms=60_000,
         )
         for number in range(PARTITIONS):

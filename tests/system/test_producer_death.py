@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from tests.conditions import wait_until
+from tests.conditions import wait_until, wait_until_stopped
 from zbroker.client.admin import AdminClient, NewTopic
 from zbroker.client.consumer import Consumer
 from zbroker.client.producer import Producer
@@ -36,7 +36,7 @@ for line in sys.stdin:
     word = line.split()[0]
     if word == "send":
         send(int(line.split()[1]))
-        left = producer.flush(local=True, timeout_ms=300)
+        left = producer.flush(local=True, timeout_ms=2_000)
         print(sent - left, flush=True)
     elif word == "open":
         producer.send(topic, b"never closed", partition=0)
@@ -108,8 +108,9 @@ def end(broker: Broker) -> int:
 
 def test_u07_what_a_killed_producer_had_in_its_lane_is_stored_once_and_the_rest_is_not(broker: Broker) -> None:
     with Sender(broker) as sender:
-        broker.signal("worker-0", signal.SIGSTOP)  # so that nothing is taken before the death
+        pid = broker.signal("worker-0", signal.SIGSTOP)  # so that nothing is taken before the death
         try:
+            wait_until_stopped(pid)
             assert sender.tell("send 4") == "500"
             assert sender.tell("open") == "open"
             sender.kill()
@@ -123,8 +124,9 @@ def test_u07_what_a_killed_producer_had_in_its_lane_is_stored_once_and_the_rest_
 
 def test_u07_a_local_flush_counts_what_is_not_in_a_lane(broker: Broker) -> None:
     with Sender(broker) as sender:
-        broker.signal("worker-0", signal.SIGSTOP)
+        pid = broker.signal("worker-0", signal.SIGSTOP)
         try:
+            wait_until_stopped(pid)
             # The sixth and seventh batch wait for an answer to the first five.
             assert sender.tell("send 7") == "600"
         finally:
