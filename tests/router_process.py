@@ -102,6 +102,15 @@ class RouterProcess:
     def file_count(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def sockets(self) -> set[str]:
+        """Its sockets, by their numbers in the kernel."""
+        files = Path(f"/proc/{self.process.pid}/fd")
+        links = []
+        for name in os.listdir(files):
+            with contextlib.suppress(FileNotFoundError):  # it looks into a file now and then, and closes it
+                links.append(os.readlink(files / name))
+        return {link[8:-1] for link in links if link.startswith("socket:")}
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)

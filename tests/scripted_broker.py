@@ -53,6 +53,7 @@ class ScriptedBroker:
         self.drops: Callable[[Header], bool] = lambda header: False
         """Whether an answer to a produce request gets lost."""
         self.init_error = 0
+        self.init_count = 0
         self.produced: list[tuple[Header, BatchHeader]] = []
         self.epochs: dict[str, int] = {}
         self.ids_given = 0
@@ -99,6 +100,7 @@ class ScriptedBroker:
         if header.api == Api.METADATA:
             return 0, encode(self._metadata())
         if header.api == Api.INIT_PRODUCER_ID:
+            self.init_count += 1
             return self.init_error, b"not now" if self.init_error else encode(self._producer_id(body[0]))
         assert header.api == Api.PRODUCE, header
         found = self._produce(header, body)

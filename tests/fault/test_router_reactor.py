@@ -20,12 +20,6 @@ def threads(router: RouterProcess) -> list[str]:
     return [(tasks / name / "comm").read_text().strip() for name in os.listdir(tasks)]
 
 
-def sockets(router: RouterProcess) -> set[str]:
-    """The router's sockets by their numbers in the kernel."""
-    files = Path(f"/proc/{router.process.pid}/fd")
-    return {link for link in (os.readlink(files / name) for name in os.listdir(files)) if link.startswith("socket")}
-
-
 def cpu_ticks(router: RouterProcess) -> dict[str, int]:
     """CPU time of each of the router's threads."""
     tasks = Path(f"/proc/{router.process.pid}/task")
@@ -76,10 +70,10 @@ def test_a_client_keeps_its_one_connection() -> None:
         Talker(router.front) as client,
     ):
         client.hello()
-        connections = sockets(router)
+        connections = router.sockets()
         for _ in range(500):
             client.request(Api.PRODUCE, WORKER, b"x")
-        assert sockets(router) == connections
+        assert router.sockets() == connections
         with Talker(router.front) as other:
             other.hello()
-            assert sockets(router) > connections
+            assert router.sockets() > connections

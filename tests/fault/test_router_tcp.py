@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 from tests.router_process import PlayedProcess, RouterProcess, Talker
@@ -17,9 +16,7 @@ def test_tcp_clients_have_no_user_and_no_shared_memory() -> None:
     with RouterProcess(config) as router, PlayedProcess(router, WORKER) as worker:
         with open("/proc/net/tcp") as file:
             inodes = {fields[9]: fields[1] for fields in map(str.split, file) if fields[3] == "0A"}
-        links = (f"/proc/{router.process.pid}/fd/{fd}" for fd in os.listdir(f"/proc/{router.process.pid}/fd"))
-        own = {os.readlink(link)[8:-1] for link in links if os.readlink(link).startswith("socket:")}
-        (address,) = [inodes[inode] for inode in own if inode in inodes]
+        (address,) = [inodes[inode] for inode in router.sockets() if inode in inodes]
         host, port = address.split(":")
         assert host == "0100007F", "on loopback and nowhere else"
         with Talker(f"tcp://127.0.0.1:{int(port, 16)}") as client:

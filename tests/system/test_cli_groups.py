@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conditions import wait_until
+from tests.conditions import wait_until, wait_until_stopped
 from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker import AdminClient, Consumer, Producer
 from zbroker.cli.main import main
@@ -152,8 +152,9 @@ def test_lag_is_right_with_the_coordinator_or_everything_dead(
         consumer.commit({(topic, 0): 75})
         wanted = [(0, 75, 100, 25, 24_000), (1, 100, 100, 0, 0)]
         member = consumer.group_metadata().member_id
-        broker.signal("coordinator", signal.SIGSTOP)
+        pid = broker.signal("coordinator", signal.SIGSTOP)
         try:
+            wait_until_stopped(pid)
             found = described(run, topic)
             assert (lags(found), found["state"]) == (wanted, "Unknown")
             assert {one["member_id"] for one in found["partitions"]} == {member}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conditions import wait_until
+from tests.conditions import wait_until, wait_until_stopped
 from tests.consuming import broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker.client.admin import AdminClient
 from zbroker.client.consumer import Consumer
@@ -78,6 +78,7 @@ def test_one_partition_is_one_unit_of_concurrency(served: tuple[Broker, str]) ->
         assert [producer.send("units", b"warm", partition=number).result(20).offset for number in (0, 1)] == [0, 0]
         os.kill(leaders[0], signal.SIGSTOP)
         try:
+            wait_until_stopped(leaders[0])
             waiting = producer.send("units", b"waits", partition=0)
             for number in range(20):
                 assert producer.send("units", b"%d" % number, partition=1).result(20).offset == number + 1

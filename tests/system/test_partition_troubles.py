@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conditions import wait_until
+from tests.conditions import wait_until, wait_until_stopped
 from zbroker import AdminClient, NewTopic, Producer
 from zbroker.cli.main import main
 from zbroker.testing import Broker
@@ -45,6 +45,7 @@ def test_a_partition_without_a_leader_is_counted_by_status_and_named_by_the_doct
         assert rule(output_of(capfd, "doctor", "--json"), "leaders")[0] == "PASS"
         os.kill(broker.supervisor_pid, signal.SIGSTOP)
         try:
+            wait_until_stopped(broker.supervisor_pid)
             os.kill(broker.pid_of("worker-0"), signal.SIGKILL)
             wait_until(lambda: "2 without a leader" in troubles_of(capfd))
             text = output_of(capfd, "doctor", "--json")

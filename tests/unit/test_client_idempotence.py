@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.conditions import wait_until
 from tests.scripted_broker import ScriptedBroker, was_alone
 from zbroker.client.delivery import Delivery
 from zbroker.client.producer import Producer
@@ -138,7 +138,8 @@ def test_a_coordinator_that_is_away_is_waited_for(broker: ScriptedBroker) -> Non
     broker.init_error = CoordinatorNotAvailableError.code
     with connect(broker) as producer:
         future = producer.send("t", b"a")
-        threading.Timer(0.1, lambda: setattr(broker, "init_error", 0)).start()
+        wait_until(lambda: broker.init_count > 1, what="the id to be asked for again")
+        broker.init_error = 0
         assert future.result(10).offset == 0
 
 
@@ -215,11 +216,10 @@ def test_f06_a_batch_is_stored_at_the_offset_it_expects_or_not_at_all(broker: Sc
 
 
 def test_f06_a_lost_answer_is_no_reason_to_find_the_own_record_in_the_way(broker: ScriptedBroker) -> None:
-    losses = iter([True, False])
-    broker.drops = lambda header: next(losses)
+    broker.drops = lambda header: len(broker.produced) == 1
     with connect(broker, request_timeout_ms=100) as producer:
         assert producer.send("t", b"a", expected_offset=0).result(10).offset == 0
-    assert len(broker.produced) == 2
+    assert len(broker.produced) > 1, "nothing was lost"
 
 
 def test_f06_an_expected_offset_names_its_partition() -> None:

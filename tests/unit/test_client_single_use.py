@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -48,14 +49,21 @@ def test_close_releases_once_and_ends_all_use() -> None:
         pass
 
 
-def test_close_from_another_thread_wakes_a_use_and_waits_for_its_end() -> None:
+def test_close_from_another_thread_wakes_a_use_and_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     owner = Owner()
+    is_waiting = threading.Event()
+    wait_for = owner.use._ended.wait_for
+
+    def note_and_wait_for(is_over: Callable[[], bool], timeout_s: float) -> bool:
+        is_waiting.set()
+        return wait_for(is_over, timeout_s)
+
+    monkeypatch.setattr(owner.use._ended, "wait_for", note_and_wait_for)
     closer = threading.Thread(target=owner.use.close, args=(20,))
     with owner.use:
         closer.start()
-        while "wake" not in owner.calls:
-            pass
-        assert "release" not in owner.calls
+        assert is_waiting.wait(20)
+        assert owner.calls == ["wake"]
     closer.join()
     assert owner.calls == ["wake", "release"]
 

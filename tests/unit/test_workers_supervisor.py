@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,6 +264,8 @@ def test_a_router_that_cannot_run_ends_the_broker_with_its_reason(
 def test_a_worker_that_cannot_run_is_given_up_alone_and_tried_again_at_sighup(supervised: Supervised) -> None:
     supervised.tell("worker-0", "exit 70")
     process = supervised.start()
+    for name in ("router", "coordinator", "worker-1"):
+        supervised.wait_for_log(f"up {name}")
     supervised.wait_for_log("worker-0 is given up")
     assert "worker-0" not in supervised.children(process)
     supervised.tell("worker-0", "")
@@ -301,7 +302,9 @@ def test_settings_that_cannot_be_used_are_exit_code_2(supervised: Supervised) ->
     assert "--run-dir" in supervised.log
 
 
-def test_locked_data_are_waited_for_a_moment_and_then_refused_with_the_holder(tmp_path: Path) -> None:
+def test_locked_data_are_waited_for_a_moment_and_then_refused_with_the_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = paths_for(
         ServerConfig(broker=BrokerSection(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "run")))
     )
@@ -310,7 +313,12 @@ def test_locked_data_are_waited_for_a_moment_and_then_refused_with_the_holder(tm
     lock = LockFile.take(paths.data_lock)
     with pytest.raises(DirectoryLockedError, match=rf"{paths.data_lock} is held by process {os.getpid()}\b"):
         check_data_lock(paths)
-    dying = threading.Timer(0.05, lambda: lock.release(unlink=False))
-    dying.start()
+    naps: list[float] = []
+
+    def nap(nap_s: float) -> None:
+        naps.append(nap_s)
+        lock.release(unlink=False)
+
+    monkeypatch.setattr(time, "sleep", nap)
     check_data_lock(paths)
-    dying.join()
+    assert len(naps) == 1
