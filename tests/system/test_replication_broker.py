@@ -61,6 +61,7 @@ class Load:
         """Everything is there once, in order, in every copy."""
         assert self.read() == list(range(self.count))
         self.wait_in_sync()
+        assert self.partition().log_end == self.count
         roots = self.broker.paths.copies_dirs
         wait_until(lambda: not compare_copies(roots))
 

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,10 @@ def test_a_value_names_its_sender_and_keeps_its_size() -> None:
 
 
 @pytest.fixture
-def sleeper() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        yield process
+        process.kill()
 
 
 def test_only_the_process_that_was_meant_is_hit(sleeper: subprocess.Popen[bytes]) -> None:
@@ -95,8 +98,6 @@ def test_what_was_paused_is_woken_by_heal(sleeper: subprocess.Popen[bytes]) -> N
     assert faults.strike(processes) is None  # it is paused already, and the router is not to be hit
     faults.heal()
     wait_until(lambda: state_of(sleeper.pid) != "T")
-    sleeper.kill()
-    sleeper.wait()
 
 
 def test_the_same_seed_draws_the_same_faults(monkeypatch: pytest.MonkeyPatch) -> None:

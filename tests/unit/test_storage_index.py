@@ -142,7 +142,7 @@ def test_indexes_made_by_recovery_equal_those_made_by_appending(tmp_path: Path) 
         if path.suffix in (".index", ".timeindex") or path.name == "clean-shutdown":
             path.unlink()
     log = open_log(tmp_path / "p")
-    assert log.recovery.batches_checked == 200 or log.durable_end > 0
+    assert not log.recovery.is_clean
     log.close()
     assert index_bytes(tmp_path / "p").keys() == expected.keys()
     log = open_log(tmp_path / "p")
