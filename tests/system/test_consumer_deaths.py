@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from tests.conditions import wait_until, wait_until_stopped
 from tests.consuming import Writing, broker_with_tcp, fill, make_topic, numbers, read_values, settings_for
 from zbroker.client.consumer import Consumer
 from zbroker.client.local_partition import LocalPartition
@@ -127,3 +129,21 @@ def test_a_partition_that_its_new_leader_shows_late_is_looked_for_again(
             fill(way, TOPIC, [b"after"], partition)
         assert read_values(consumer, 4) == [b"after"] * 4
     assert not late, "nothing was shown late"
+
+
+def test_a_first_answer_of_the_coordinator_that_comes_too_late_is_asked_for_again_in_time(
+    served: tuple[Broker, str], way: dict[str, Any]
+) -> None:
+    broker = served[0]
+    fill(way, TOPIC, numbers(3))
+    with Consumer(TOPIC, auto_offset_reset="earliest", **way) as consumer, ThreadPoolExecutor(1) as reader:
+        pid = broker.signal("coordinator", signal.SIGSTOP)
+        try:
+            wait_until_stopped(pid)
+            reading = reader.submit(consumer.consume, 3, timeout_ms=60_000)
+            wait_until(lambda: consumer._fetcher.topology._lost > 0, what="a question that is given up")
+            broker.signal("coordinator", signal.SIGCONT)
+            assert [record.value for record in reading.result(20)] == numbers(3)
+        finally:
+            broker.signal("coordinator", signal.SIGCONT)
+            consumer.wakeup()

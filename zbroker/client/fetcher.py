@@ -209,7 +209,7 @@ class Fetcher:
             self._order = list(subscription.assigned.values())
             self._attach()
             self._has_answer = self._is_covered()
-        if not self._has_answer or topology.is_old:
+        if self._is_uninformed():
             self._ask()
         elif time.monotonic_ns() >= self._look_ns:
             self._look_after_leaders([one for one in self._order if not one.paused])
@@ -226,14 +226,20 @@ class Fetcher:
             return True
         return False
 
+    def _is_uninformed(self) -> bool:
+        """Whether the metadata does not tell of all that is read, or is old."""
+        return not self._has_answer or self.topology.is_old
+
     def _is_covered(self) -> bool:
         names, covered = self._subscription.names, self.topology.covered
         return covered is None if names is None else covered is None or names <= covered
 
     def _ask(self) -> None:
-        names = self._subscription.names
-        if names is None or names:
-            self.topology.ask(names)
+        if self._has_names():
+            self.topology.ask(self._subscription.names)
+
+    def _has_names(self) -> bool:
+        return self._subscription.names is None or bool(self._subscription.names)
 
     def _use_answer(self) -> None:
         if not self._is_covered():
@@ -318,7 +324,8 @@ class Fetcher:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        if self._look_after_leaders(active):
+        # What could not be asked now, a moment after a question that nobody answered, is to be asked soon.
+        if self._look_after_leaders(active) or (self._is_uninformed() and self._has_names()):
             timeout_ms = min(timeout_ms, self.topology.wait_ms)
         if self._hold_until_ns:
             timeout_ms = min(timeout_ms, max(0.1, (self._hold_until_ns - time.monotonic_ns()) / NS_PER_MS))
