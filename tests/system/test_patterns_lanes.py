@@ -104,10 +104,9 @@ def test_what_is_committed_stops_before_what_is_unfinished_and_others_go_on(way:
         done.append(record.offset)
 
     def others_are_done() -> bool:
-        if len(done) < 199:
-            return False
-        wait_until(lambda: committed(way, topic) == 7, what="the commit before the slow one")
-        release.set()
+        if len(done) == 199 and not release.is_set():
+            wait_until(lambda: committed(way, topic) == 7, what="the commit before the slow one")
+            release.set()
         return len(done) == 200
 
     with member(way, topic) as consumer:
