@@ -266,7 +266,8 @@ def open_lane(
     """The client's side: exchange the token for (lane, write end of the worker's doorbell). The caller closes both.
 
     Raises BrokerNotAvailableError when nobody listens, RequestTimedOutError, LaneRefusedError for a token that is used
-    or expired, ClusterAuthorizationFailedError when the worker runs as another user than `worker_uid` (default: ours).
+    or expired or from a worker that has no room, ClusterAuthorizationFailedError when the worker runs as another user
+    than `worker_uid` (default: ours).
     """
     expected_uid = os.getuid() if worker_uid is None else worker_uid
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -280,6 +281,8 @@ def open_lane(
             data, descriptors, _ = _receive(connection, _REPLY.size)
         except TimeoutError as error:
             raise RequestTimedOutError(f"{path} handed over no lane within {timeout_ms} ms") from error
+        except (ConnectionResetError, BrokenPipeError) as error:
+            raise LaneRefusedError("the worker turned the connection away") from error
         except OSError as error:
             raise BrokerNotAvailableError(f"{path}: {error.strerror}") from error
     try:

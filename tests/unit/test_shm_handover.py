@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -211,6 +212,28 @@ def test_memory_that_is_not_sealed_is_not_taken_from_anybody(tmp_path: Path) -> 
             open_lane(path, TOKEN, bell.write_fd)
         thread.join()
     os.close(fd)
+    bell.close()
+
+
+def test_who_is_turned_away_hears_that_there_is_no_lane(tmp_path: Path) -> None:
+    """As by a worker that has no descriptor left, after the request has come or before."""
+    path, bell = tmp_path / "full.sock", Doorbell()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def turn_away() -> None:
+            for reads in (True, False):
+                connection, _ = server.accept()
+                select.select([connection], [], [], 10 if reads else 0)
+                connection.close()
+
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        for _ in range(2):
+            with pytest.raises(LaneRefusedError):
+                open_lane(path, TOKEN, bell.write_fd)
+        thread.join()
     bell.close()
 
 
