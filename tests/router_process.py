@@ -191,14 +191,19 @@ class Talker:
 class PlayedProcess(Talker):
     """A process of the broker as the router sees it, played by the test."""
 
-    def __init__(self, router: RouterProcess, number: int) -> None:
+    def __init__(self, router: RouterProcess, number: int, *, connection_number: int = 0) -> None:
+        """`connection_number`: how many it has had before this one."""
         super().__init__(router.back, message_max_bytes=64 << 20)
         self.number = number
-        hello = encode(ProcessHello(number, ids.own_incarnation()))
-        self.send([b"", pack_request(Api.PROCESS_HELLO, 0, ids.ROUTER), hello])
+        self._connection_number = connection_number
+        self.say_hello()
         frames = self.receive()
         assert unpack_header(frames[0]).error == 0, frames
         self.welcome = decode(ProcessWelcome, frames[1])
+
+    def say_hello(self) -> None:
+        hello = encode(ProcessHello(self.number, ids.own_incarnation()))
+        self.send([b"", pack_request(Api.PROCESS_HELLO, self._connection_number, ids.ROUTER), hello])
 
     def take(self, *, timeout_s: float = 10) -> tuple[bytes, bytes, Header, list[bytes]]:
         """The next request: return address, peer, header, body."""

@@ -1,7 +1,8 @@
 """The ends of the processes that the router talks to, and when everything that they had said before was delivered.
 
 Guarantees: an end is reported at once, and once more for each connection of the dead, when zmq holds no message of it
-any more; after `GONE_MAX_MS` it is taken to be so.
+any more; after `GONE_MAX_MS` it is taken to be so. A connection that a living process has lost is reported like that,
+too.
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ class Departures:
         """How many processes are watched, each by a descriptor."""
         return len(self._liveness)
 
+    def lost(self, connection: bytes) -> None:
+        """This connection has ended, whatever became of its process."""
+        self._look(connection, self._clock.now_ns() + GONE_MAX_MS * NS_PER_MS)
+
     def _ended(self, _: int, incarnation: int) -> None:
-        until_ns = self._clock.now_ns() + GONE_MAX_MS * NS_PER_MS
         for connection in self._on_end(incarnation):
-            self._look(connection, until_ns)
+            self.lost(connection)
 
     def _look(self, connection: bytes, until_ns: int) -> None:
         """Wait until zmq has read all that the dead had written: it knows nobody at its routing id from then on.

@@ -54,9 +54,9 @@ class Forwarded:
         """Where this incarnation said hello."""
         return [connection for connection, found in self._incarnations.items() if found == incarnation]
 
-    def of_dead(self, connection: bytes) -> list[tuple[bytes, Header]]:
-        """(return address, header) of all that will not be answered there any more, the oldest first. It is the
-        caller's to answer, and the connection is forgotten."""
-        self._incarnations.pop(connection, None)
+    def of_dead(self, connection: bytes) -> tuple[int, list[tuple[bytes, Header]]]:
+        """The process's incarnation, and (return address, header) of all that will not be answered there any more, the
+        oldest first. It is the caller's to answer, and the connection is forgotten."""
+        incarnation = self._incarnations.pop(connection, 0)
         owed = self._owed.pop(connection, {})
-        return [(address, header) for (address, _), header in owed.items()]
+        return incarnation, [(address, header) for (address, _), header in owed.items()]

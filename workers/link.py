@@ -1,10 +1,12 @@
 """A process's connection to the router: says who it is, says it again to every new router, and sends without waiting.
 
-Guarantees: HELLO is repeated until the router has answered it; when the router's pidfd fires it starts again, so a
-restarted router knows every process within a few milliseconds. A message that cannot be sent now waits in a bounded
-outbox, in order; beyond the bound it is dropped and counted, and the asker's own deadline makes it ask again (zmq
-promises no more). Calls made to other processes get exactly one outcome: the reply, or RequestTimedOutError. That comes
-as soon as a new router is there, for those made through the one before: who was asked may have done it.
+Guarantees: HELLO is repeated until the router has answered it; when the router's pidfd fires, or the connection to it
+ends, it starts again, so a restarted router knows every process within a few milliseconds, and a living one where each
+is reached now: a process numbers its connections, and what comes by an older one counts no more. A message that cannot
+be sent now waits in a bounded outbox, in order; beyond the bound it is dropped and counted, and the asker's own
+deadline makes it ask again (zmq promises no more). Calls made to other processes get exactly one outcome: the reply, or
+RequestTimedOutError. That comes as soon as a router answers anew, for those made through the connection before: who was
+asked may have done it.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class RouterLink:
         self._endpoint = endpoint
         self._hello = encode(ProcessHello(number, incarnation))
         self._hellos = 0
+        self._connection_number = 0
         self._on_request = on_request
         self._on_welcome = on_welcome
         self._calls: dict[int, _Call] = {}
@@ -69,13 +72,15 @@ class RouterLink:
         self._outbox: deque[list[bytes | bytearray | memoryview]] = deque()
         self._outbox_bytes = 0
         self._router_pidfd = -1
-        self._has_lost_router = False
+        self._has_lost_calls = False
+        self._last_router_incarnation = 0
         self.router_incarnation = 0
         self.dropped_count = 0
         self._context = Context()
         frame_bytes_max = max(message_max_bytes, INNER_FRAME_BYTES_MAX)
-        self._socket = DealerSocket(self._context, endpoint, message_max_bytes=frame_bytes_max)
+        self._socket = DealerSocket(self._context, endpoint, message_max_bytes=frame_bytes_max, is_watched=True)
         self._is_closed = False
+        loop.add_reader(self._socket.monitor_fileno(), self._look_at_connection)
         loop.add_socket(self._socket, self._on_message)
         self._say_hello()
 
@@ -114,6 +119,7 @@ class RouterLink:
             return
         self._is_closed = True
         self._forget_router()
+        self._loop.remove_reader(self._socket.monitor_fileno())
         self._loop.remove_socket(self._socket)
         self._socket.close()
         self._context.close()
@@ -129,7 +135,7 @@ class RouterLink:
         if self._is_closed or self.is_welcome:
             return
         # Past the outbox: what waits there would reach the router before it knows who is speaking.
-        self._socket.send([b"", pack_request(Api.PROCESS_HELLO, 0, ids.ROUTER), self._hello])
+        self._socket.send([b"", pack_request(Api.PROCESS_HELLO, self._connection_number, ids.ROUTER), self._hello])
         self._hellos += 1
         if self._hellos == HELLOS_IN_SILENCE:
             said = "no router answers; it is waited for (zbroker serve --role router, or without --role, starts one)"
@@ -151,7 +157,8 @@ class RouterLink:
 
     def _take_reply(self, header: Header, body: bytes) -> None:
         if header.api == Api.PROCESS_HELLO:
-            if header.error == 0:
+            # One that answers a hello through an older connection says nothing of this one.
+            if header.error == 0 and header.correlation == self._connection_number:
                 self._welcome(decode(ProcessWelcome, body).router_incarnation)
             return
         call = self._calls.pop(header.correlation, None)
@@ -175,18 +182,26 @@ class RouterLink:
         if pidfd is None:
             self._loop.call_after(HELLO_INTERVAL_MS, self._say_hello)
             return
-        self.router_incarnation = router_incarnation
+        if router_incarnation == self._last_router_incarnation:
+            _log.warning("the connection to the router broke, and there is another", extra={"at": self._endpoint})
+        self.router_incarnation = self._last_router_incarnation = router_incarnation
         self._hellos = 0
         self._router_pidfd = pidfd
-        self._loop.add_reader(pidfd, self._router_died)
-        if self._has_lost_router:
-            self._has_lost_router = False
+        self._loop.add_reader(pidfd, self._begin_again)
+        if self._has_lost_calls:
+            self._has_lost_calls = False
             for correlation in list(self._calls):
                 self._expire(correlation)
         self._on_welcome()
 
-    def _router_died(self) -> None:
-        self._has_lost_router = True
+    def _look_at_connection(self) -> None:
+        if self._socket.has_lost_connection():
+            self._connection_number += 1
+            if self.is_welcome:
+                self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._has_lost_calls = True
         self._forget_router()
         self._say_hello()
 

@@ -13,27 +13,24 @@ was asked (`forwarded`) matters only as long as the router that asked lives.
 THE END OF A PROCESS. zmq drops what it holds for a peer that is gone, and says nothing. So when a process ends (its
 pidfd says so), later requests for it are refused, what it had answered before is delivered, and then every other
 request that it was given is answered with an error: one that says so where the request surely never arrived, else one
-after which it may have been done.
+after which it may have been done. A living process whose connection has ended says hello through another: what it was
+given through the first is answered in the same way.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from zbroker import __version__, ids
 from zbroker.clock import NS_PER_MS
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import (
     BrokerError,
-    BrokerNotAvailableError,
     ClusterAuthorizationFailedError,
-    CoordinatorNotAvailableError,
     InvalidRequestError,
-    LeaderNotAvailableError,
     MessageSizeTooLargeError,
-    NotLeaderForPartitionError,
     ThrottlingQuotaExceededError,
     UnsupportedVersionError,
 )
@@ -56,6 +53,7 @@ from zbroker.wire.layout import (
     unpack_header,
 )
 from zbroker.wire.messages import Hello, ProcessHello, ProcessWelcome, Welcome
+from zbroker.workers.absence import absent, ended, may_be_process
 from zbroker.workers.departures import Departures
 from zbroker.workers.doors import BACK, FRONT, Doors
 from zbroker.workers.forwarded import Forwarded
@@ -66,8 +64,15 @@ from zbroker.workers.runtime import Reload, Role, exit_code_of, raise_descriptor
 DRAIN_QUIET_MS: Final = 30
 DRAIN_TURN_MS: Final = 10
 DRAIN_MAX_MS: Final = 1_000
-PROCESS_NUMBER_MAX: Final = 1 << 20
 _TCP_PEER: Final = PEER.pack(NO_PEER, NO_PEER, NO_PEER)
+
+
+class _Process(NamedTuple):
+    """Where a process is reached."""
+
+    peer: Peer
+    incarnation: int
+    connection_number: int
 
 
 class Router:
@@ -81,7 +86,7 @@ class Router:
         self._message_bytes_max = limits.message_max_bytes + BODY_HEADROOM_BYTES
         self._connections_max = limits.connections_per_user_max
         self._cluster_id = ""
-        self._processes: dict[int, tuple[Peer, int]] = {}  # process number -> (where, incarnation)
+        self._processes: dict[int, _Process] = {}
         self._forwarded = Forwarded()
         self._board = role.make_board(cells=0)
         self._outbox = Outbox(role.loop, self._send, self._on_lost, OutboxBounds())
@@ -237,36 +242,42 @@ class Router:
                 self._deliver(sender, [sender.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
 
     def _meet(self, sender: Peer, peer: bytes, header: Header, hello: ProcessHello) -> None:
-        if not _may_be_process(hello.number):
+        if not may_be_process(hello.number):
             raise InvalidRequestError(f"{hello.number} names no process")
         # One pid and start time belong to one process for ever; who else sends them speaks of somebody else.
         if hello.incarnation >> 64 or ids.pid_of(hello.incarnation) != PEER.unpack(peer)[2]:
             raise InvalidRequestError(f"incarnation {hello.incarnation:#x} is not the sender's")
         known = self._processes.get(hello.number)
+        is_same = known is not None and known.incarnation == hello.incarnation
+        if known is not None and is_same and header.correlation < known.connection_number:
+            return  # a late message through a connection that the process has lost
         if not self._departures.watch(hello.number, hello.incarnation):
             return  # a late message of a process that is gone
+        if known is not None and is_same and known.peer != sender:
+            self._departures.lost(known.peer.routing_id)
         self._forwarded.meet(sender.routing_id, hello.incarnation)
-        self._processes[hello.number] = (sender, hello.incarnation)
+        self._processes[hello.number] = _Process(sender, hello.incarnation, header.correlation)
         reply = [sender.routing_id, pack_reply(header), encode(ProcessWelcome(self._role.incarnation))]
         self._deliver(sender, reply)
-        if known is None or known[1] != hello.incarnation:
+        if known is None or known.peer != sender:
             self._role.log.info("connected", extra={"peer": ids.process_name(hello.number)})
 
     def _forward(self, header: Header, asker: Peer, peer: bytes, frames: list[Any]) -> None:
         known = self._processes.get(header.target)
         if known is None:
-            raise _absent(header.target)
+            raise absent(header.target)
         size_bytes = sum(map(len, frames))
         if size_bytes > self._message_bytes_max and asker.origin != BACK:
             raise MessageSizeTooLargeError(f"a message of {size_bytes} bytes; {self._message_bytes_max} are allowed")
-        connection, return_address = known[0].routing_id, asker.origin + asker.routing_id
+        connection, return_address = known.peer.routing_id, asker.origin + asker.routing_id
         message = [connection, return_address, peer, *frames]
         try:
-            if not self._outbox.offer(known[0], message, size_bytes):
+            if not self._outbox.offer(known.peer, message, size_bytes):
                 raise ThrottlingQuotaExceededError(f"{ids.process_name(header.target)} does not keep up")
         except UnroutableError:
             del self._processes[header.target]
-            raise _absent(header.target) from None
+            self._departures.lost(connection)
+            raise absent(header.target) from None
         self._forwarded.note(connection, return_address, header)
         self._count(size_bytes)
 
@@ -295,21 +306,25 @@ class Router:
         except BrokerError:
             return
         if self._forwarded.answered(peer.routing_id, return_address, header.correlation):
-            self._answer(return_address, header, _absent(header.target))
+            self._answer(return_address, header, absent(header.target))
 
     def _answer(self, return_address: bytes, header: Header, error: BrokerError) -> None:
         asker = Peer(return_address[:1], return_address[1:])
         self._deliver(asker, [asker.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
 
     def _process_ended(self, incarnation: int) -> list[bytes]:
-        for number in [number for number, known in self._processes.items() if known[1] == incarnation]:
+        for number in [number for number, known in self._processes.items() if known.incarnation == incarnation]:
             del self._processes[number]
         return self._forwarded.connections_of(incarnation)
 
     def _process_is_silent(self, connection: bytes) -> None:
         self._outbox.forget(Peer(BACK, connection))
-        for return_address, header in self._forwarded.of_dead(connection):
-            self._answer(return_address, header, _ended(header))
+        for number in [number for number, known in self._processes.items() if known.peer.routing_id == connection]:
+            del self._processes[number]
+        incarnation, owed = self._forwarded.of_dead(connection)
+        what = "has lost its connection" if ids.is_alive(incarnation) else "has ended"
+        for return_address, header in owed:
+            self._answer(return_address, header, ended(header, what))
 
     def _is_routable(self, connection: bytes) -> bool:
         try:
@@ -351,30 +366,6 @@ class Router:
         for origin in self.doors.client_origins:
             self._outbox.forget_socket(origin)
             self.doors.replace(origin)
-
-
-def _may_be_process(number: int) -> bool:
-    return number == ids.COORDINATOR or ids.worker_number(0) <= number < PROCESS_NUMBER_MAX
-
-
-def _absent(target: int) -> BrokerError:
-    if target == ids.COORDINATOR:
-        return CoordinatorNotAvailableError("the coordinator is not connected")
-    if _may_be_process(target):
-        return LeaderNotAvailableError(f"{ids.process_name(target)} is not connected")
-    return InvalidRequestError(f"{target} names no process")
-
-
-def _ended(header: Header) -> BrokerError:
-    """What a process's end means for a request that it was given, and of which nobody knows whether it was done."""
-    name = ids.process_name(header.target)
-    if header.target == ids.COORDINATOR:
-        # Not CoordinatorNotAvailableError: after that a client asks again also for what must not be done twice.
-        text = f"the {name} has ended while it was asked; it may have done it or not"
-        return BrokerNotAvailableError(text, hint=CoordinatorNotAvailableError.hint)
-    if header.api == Api.OPEN_LANE:
-        return _absent(header.target)  # a lane of the dead is none
-    return NotLeaderForPartitionError(f"{name} has ended")
 
 
 def main(config: ServerConfig, *, reload: Reload | None = None) -> int:

@@ -2,9 +2,9 @@
 
 Guarantees: a leader is one incarnation of its process, watched by its pidfd; what another one says is not heard. Its
 followers are told when messages can be sent (`connected`), and again whenever some may have been lost: after a gap in
-the numbers, a RESET, or when a living leader has said nothing for `SILENCE_MAX_MS` although it was asked, in which case
-the connection is made anew; time in which this process did not look does not count. A dead leader is never called
-again: the coordinator names the next one.
+the numbers, a RESET, or when the connection is made anew: because it has ended, or a living leader has said nothing for
+`SILENCE_MAX_MS` although it was asked. Time in which this process did not look does not count. A dead leader is never
+called again: the coordinator names the next one.
 """
 
 from __future__ import annotations
@@ -156,7 +156,10 @@ class Subscriptions:
         if self._context is None:
             self._context = Context()
         path = self._paths.stream_socket(ids.process_name(connection.leader[0]))
-        socket = DealerSocket(self._context, f"ipc://{path}", message_max_bytes=self._message_max_bytes)
+        socket = DealerSocket(
+            self._context, f"ipc://{path}", message_max_bytes=self._message_max_bytes, is_watched=True
+        )
+        self._loop.add_reader(socket.monitor_fileno(), lambda: self._look_at(connection, socket))
         self._loop.add_socket(socket, lambda frames: self._on_message(connection, frames))
         return socket
 
@@ -186,9 +189,18 @@ class Subscriptions:
         for follower in list(connection.followers.values()):
             follower.connected()
 
+    def _look_at(self, connection: Connection, socket: DealerSocket) -> None:
+        # libzmq would connect again by itself, but until then takes messages for the connection that has ended.
+        if socket.has_lost_connection():
+            self._connect_again(connection)
+
+    def _close_socket(self, socket: DealerSocket) -> None:
+        self._loop.remove_reader(socket.monitor_fileno())
+        self._loop.remove_socket(socket)
+        socket.close()
+
     def _connect_again(self, connection: Connection) -> None:
-        self._loop.remove_socket(connection.socket)
-        connection.socket.close()
+        self._close_socket(connection.socket)
         connection.socket = self.open_socket(connection)
         self._begin(connection)
 
@@ -228,8 +240,7 @@ class Subscriptions:
         self.ready.discard(connection)
         self._loop.remove_reader(connection.pidfd)
         os.close(connection.pidfd)
-        self._loop.remove_socket(connection.socket)
-        connection.socket.close()
+        self._close_socket(connection.socket)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 

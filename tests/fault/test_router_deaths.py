@@ -257,3 +257,33 @@ def is_absent(client: Talker) -> bool:
     with pytest.raises(LeaderNotAvailableError):
         client.request(Api.PRODUCE, WORKER)
     return True
+
+
+def test_a_process_that_says_hello_by_a_second_connection_is_asked_there_and_what_the_first_was_asked_is_answered(
+    router: RouterProcess,
+) -> None:
+    with Talker(router.front) as client, PlayedProcess(router, WORKER) as first:
+        for number in range(20):
+            client.send([pack_request(Api.PRODUCE, number, WORKER, acks=1), b"x"])
+        asked = [first.take() for _ in range(20)]
+        with PlayedProcess(router, WORKER, connection_number=1) as second:
+            for address, _, header, body in asked[:10]:
+                first.answer(address, header, *body)  # on its way when the connection breaks, and not lost
+            assert answers(client, 10) == dict.fromkeys(range(10), 0)
+            client.send([pack_request(Api.PRODUCE, 20, WORKER, acks=1), b"x"])
+            assert second.take()[2].correlation == 20
+            first.close()
+            assert answers(client, 10) == dict.fromkeys(range(10, 20), ENDED)
+            assert has_nothing_more(client)
+
+
+def test_a_late_hello_by_a_connection_that_a_process_has_lost_counts_no_more(router: RouterProcess) -> None:
+    with PlayedProcess(router, WORKER) as first, PlayedProcess(router, WORKER, connection_number=1) as second:
+        first.say_hello()
+        first.send([b"", pack_request(Api.METADATA, 7, 1 << 30), b""])
+        # What asks whether anybody is there still is empty; a hello before the request would be answered before it.
+        said = next(frames for frames in iter(first.receive, None) if frames[0])
+        assert unpack_header(said[0]).correlation == 7
+        with Talker(router.front) as client:
+            client.send([pack_request(Api.PRODUCE, 1, WORKER, acks=1), b"x"])
+            assert second.take()[2].correlation == 1

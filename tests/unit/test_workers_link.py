@@ -46,6 +46,9 @@ class PlayedRouter:
 
     def __init__(self, endpoint: str) -> None:
         self.incarnation = 0
+        self.greets_late = False
+        """Whether it answers the hellos of the connection before."""
+        self.hellos: list[int] = []
         self.asked: list[Header] = []
         self._context = Context()
         self._socket = RouterSocket(self._context, message_max_bytes=1 << 20)
@@ -56,7 +59,9 @@ class PlayedRouter:
             header = unpack_header(message[2].buffer)
             if header.api == Api.PROCESS_HELLO:
                 welcome = encode(ProcessWelcome(self.incarnation))
-                self._socket.send([message[0].bytes, pack_reply(header), welcome])
+                self.hellos.append(header.correlation)
+                greeted = header._replace(correlation=header.correlation - self.greets_late)
+                self._socket.send([message[0].bytes, pack_reply(greeted), welcome])
             else:
                 self.asked.append(header)
 
@@ -94,6 +99,45 @@ def test_calls_through_a_router_that_died_end_when_the_next_one_is_there(tmp_pat
     router.incarnation = ids.own_incarnation()
     turn_until(lambda: bool(errors))
     assert link.is_welcome
+    assert isinstance(errors[0], RequestTimedOutError)
+    link.close()
+    router.close()
+    loop.close()
+
+
+def test_a_process_that_loses_its_connection_to_a_living_router_begins_again(tmp_path: Path) -> None:
+    loop, clock = Loop(), HostClock()
+    endpoint = f"ipc://{tmp_path}/back.sock"
+    router = PlayedRouter(endpoint)
+    router.incarnation = ids.own_incarnation()
+    errors: list[BrokerError | None] = []
+    welcomes: list[int] = []
+    link = RouterLink(
+        loop, clock, endpoint, number=ids.worker_number(0), incarnation=ids.own_incarnation(),
+        message_max_bytes=1 << 20, on_request=lambda frames: None, on_welcome=lambda: welcomes.append(1),
+    )  # fmt: skip
+
+    def turn_until(is_true: Callable[[], bool]) -> None:
+        def turn() -> bool:
+            router.take()
+            loop.run_once(5)
+            return is_true()
+
+        wait_until(turn)
+
+    turn_until(lambda: link.is_welcome)
+    link.call(ids.COORDINATOR, Api.REGISTER, Done(), lambda error, _: errors.append(error), timeout_ms=600_000)
+    turn_until(lambda: len(router.asked) == 1)
+    router.close()
+    router = PlayedRouter(endpoint)
+    router.incarnation = ids.own_incarnation()
+    router.greets_late = True
+    turn_until(lambda: len(router.hellos) >= 3)
+    assert not link.is_welcome, "what answers a hello by the connection before says nothing of this one"
+    assert (len(welcomes), errors) == (1, [])
+    router.greets_late = False
+    turn_until(lambda: link.is_welcome)
+    assert len(welcomes) == 2
     assert isinstance(errors[0], RequestTimedOutError)
     link.close()
     router.close()

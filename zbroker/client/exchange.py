@@ -77,7 +77,9 @@ class Exchange:
         self.has_more: Callable[[], bool] = bool  # what else than an answer ends a sleep: nothing
         self.last_pump_ns = 0
         self._context = Context()
-        self._socket = DealerSocket(self._context, address, message_max_bytes=SOCKET_FRAME_BYTES_MAX, linger_ms=200)
+        self._socket = DealerSocket(
+            self._context, address, message_max_bytes=SOCKET_FRAME_BYTES_MAX, linger_ms=200, is_watched=True
+        )
         self._router_way = RouterWay(self._socket, self._unanswered)
         self._doorbell = Doorbell()
         self._bell_file = self._doorbell.fileno()

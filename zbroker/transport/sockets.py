@@ -199,14 +199,24 @@ class _Socket:
 class DealerSocket(_Socket):
     """One side of a conversation with a router."""
 
-    def __init__(self, context: Context, endpoint: str, *, message_max_bytes: int, linger_ms: int = 0) -> None:
+    def __init__(
+        self,
+        context: Context,
+        endpoint: str,
+        *,
+        message_max_bytes: int,
+        linger_ms: int = 0,
+        is_watched: bool = False,
+    ) -> None:
+        """`is_watched`: `has_lost_connection` will be asked again and again; libzmq's thread waits for who does not."""
         super().__init__(context, zmq.DEALER, message_max_bytes, linger_ms)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         self._monitor: zmq.Socket[bytes] | None = None
         try:
-            if endpoint.startswith("tcp://"):
+            if is_watched:
                 self._monitor = self._socket.get_monitor_socket(int(zmq.EVENT_DISCONNECTED))
+                self.has_lost_connection()  # libzmq signals only to those who have found nothing before
             self._socket.connect(endpoint)
         except zmq.ZMQError:
             self.close()
@@ -228,8 +238,8 @@ class DealerSocket(_Socket):
         return None if frames is None else [frame.bytes for frame in frames]
 
     def has_lost_connection(self) -> bool:
-        """Whether a connection by tcp has ended since the last call: what was sent and is not answered may be lost.
-        On the same host the process at the other end is watched instead."""
+        """Whether a connection that is watched has ended since the last call: what was sent and is not answered may be
+        lost."""
         has_lost = False
         while self._monitor is not None:
             try:
@@ -238,6 +248,12 @@ class DealerSocket(_Socket):
                 break
             has_lost = True
         return has_lost
+
+    def monitor_fileno(self) -> int:
+        """A descriptor that becomes readable when `has_lost_connection` may have something to say, and stays so until
+        it was asked."""
+        assert self._monitor is not None, "the connection is not watched"
+        return int(self._monitor.getsockopt(zmq.FD))
 
     def close(self, linger_ms: int | None = None) -> None:
         """See _Socket."""
