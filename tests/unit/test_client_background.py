@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any, cast
+
+import pytest
 
 from tests.conditions import wait_until
 from zbroker.client.background import STAND_BACK_NS, Background
@@ -99,7 +103,10 @@ class Calm(Work):
         return self.left > 0
 
 
-def test_work_without_haste_is_looked_after_by_a_thread_that_nobody_wakes() -> None:
+@pytest.fixture
+def dozing(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Background, Calm, Connection]]:
+    """A thread that dozes, and does not fall asleep before a test has looked."""
+    monkeypatch.setattr("zbroker.client.background.DOZES_MAX", sys.maxsize)
     work, connection = Calm(), Connection(others=False)
     thread = Background(work, cast(Any, connection), linger_ms=0)
     work.left = 1
@@ -108,23 +115,31 @@ def test_work_without_haste_is_looked_after_by_a_thread_that_nobody_wakes() -> N
     work.left = 0
     wait_until(lambda: thread.is_idle and not thread.is_asleep)
     connection.waits_ms.clear()
+    yield thread, work, connection
+    thread.close()
+
+
+def test_work_without_haste_is_looked_after_by_a_thread_that_nobody_wakes(
+    dozing: tuple[Background, Calm, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread, work, connection = dozing
     work.left = 1
     thread.doze()
     wait_until(lambda: len(connection.waits_ms) >= 2)
+    assert set(connection.waits_ms) == {0}, "it looked, and did not stay to wait"
+    monkeypatch.undo()
     work.left = 0
+    thread.doze()
     wait_until(lambda: thread.is_asleep)
-    thread.close()
-    assert connection.waits_ms[0] == 0  # it looked, and did not stay to wait
 
 
-def test_haste_ends_a_doze() -> None:
-    work, connection = Calm(), Connection(others=False)
-    thread = Background(work, cast(Any, connection), linger_ms=0)
+def test_haste_ends_a_doze(dozing: tuple[Background, Calm, Connection]) -> None:
+    thread, work, connection = dozing
     work.left = 1
     thread.doze()
-    wait_until(lambda: bool(connection.pumped_ns))
+    wait_until(lambda: len(connection.waits_ms) >= 2)
+    assert not any(connection.waits_ms)
     thread.wake()
     wait_until(lambda: any(connection.waits_ms))
     work.left = 0
     wait_until(lambda: thread.is_asleep)
-    thread.close()
