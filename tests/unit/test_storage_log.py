@@ -233,30 +233,6 @@ def test_a_damaged_batch_is_never_given_out(tmp_path: Path) -> None:
     log.close()
 
 
-def test_flush_is_due_by_count_by_age_and_for_sealed_segments(tmp_path: Path) -> None:
-    clock = ManualClock()
-    log = open_log(tmp_path / "p", clock=clock, segment_bytes=1 << 20, flush_messages=5, flush_ms=100)
-    append(log, 3)
-    assert not log.flush_due(clock.now_ns())
-    append(log, 3)
-    assert (log.unflushed_records, log.flush_due(clock.now_ns())) == (6, True)
-    assert log.flush() == 6
-    assert (log.unflushed_records, log.flush_due(clock.now_ns())) == (0, False)
-    append(log, 1)
-    clock.advance(99)
-    assert not log.flush_due(clock.now_ns())
-    clock.advance(1)
-    assert log.flush_due(clock.now_ns())
-    log.flush()
-    log.configure(TopicConfig())
-    append(log, 1)
-    clock.advance(1_000_000)
-    assert not log.flush_due(clock.now_ns())
-    log.roll()
-    assert log.flush_due(clock.now_ns())
-    log.close()
-
-
 def test_a_flush_in_another_thread_covers_what_came_before_it(tmp_path: Path) -> None:
     clock = ManualClock(1_000)
     log = open_log(tmp_path / "p", clock=clock)
@@ -267,7 +243,7 @@ def test_a_flush_in_another_thread_covers_what_came_before_it(tmp_path: Path) ->
     append(log, 2)
     job.run()
     assert log.finish_flush(job) == log.durable_end == end
-    assert log.unflushed_records == 2
+    assert log.log_end == end + 2
     assert log.flush() == end + 2
     log.close()
 
@@ -280,7 +256,6 @@ def test_a_flush_of_very_many_segments_goes_in_parts(tmp_path: Path) -> None:
     job = log.begin_flush()
     job.run()
     assert 0 < log.finish_flush(job) < log.log_end
-    assert log.flush_due(0)
     assert log.flush() == log.durable_end == log.log_end
     log.close()
 

@@ -114,12 +114,9 @@ class CopiedLog(Log):
             if segment.store.is_spoilt:
                 self.failure = error
             raise
-        now_ns = self._clock.now_ns()
-        if self.durable_end == self.log_end:
-            self.unflushed_since_ns = now_ns
         self.log_end = following
         self._segments.size_bytes += len(data)
-        self.last_append_ns = now_ns
+        self.last_append_ns = self._clock.now_ns()
 
     # --- for those who copy it ---------------------------------------------------------------------------------------
 

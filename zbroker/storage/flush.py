@@ -19,9 +19,8 @@ FLUSH_SEGMENTS_MAX: Final = 64  # each takes a descriptor until the job has run
 class FlushJob:
     """Make a log durable up to `end_offset`. Use it once: `run`, then `Log.finish_flush`."""
 
-    def __init__(self, files: Files, epochs: Epochs | None, *, end_offset: int, began_ns: int) -> None:
+    def __init__(self, files: Files, epochs: Epochs | None, *, end_offset: int) -> None:
         self.end_offset = end_offset
-        self.began_ns = began_ns
         self.error: BrokerError | None = None
         self.epochs_version = -1
         self.cut_count = 0  # how often the log had been cut when the job was made

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from zbroker.clock import NS_PER_MS, Clock
+from zbroker.clock import Clock
 from zbroker.config.schema import TopicConfig
 from zbroker.errors import BrokerError, DiskFullError, OffsetOutOfRangeError, StorageError, TooManyOpenFilesError
 from zbroker.record.layout import LOG_OVERHEAD, BatchHeader
@@ -51,7 +51,7 @@ class Log:
         self.epochs = Epochs(directory, files)
         self.recovery = RecoveryReport()
         self.failure: BrokerError | None = None
-        self.log_start = self.log_end = self.durable_end = self.last_append_ns = self.unflushed_since_ns = 0
+        self.log_start = self.log_end = self.durable_end = self.last_append_ns = 0
         self._files = files
         self._clock = clock
         self._positions = Positions(directory, files)
@@ -110,8 +110,6 @@ class Log:
         self._is_fresh = self.log_start == self.log_end  # nothing was ever promised: its directory may be as new
         recovery_point = self.log_end if opened.report.is_clean else self._positions.saved.recovery_point
         self.durable_end = min(max(recovery_point, self.log_start), self.log_end)
-        if self.durable_end < self.log_end:
-            self.unflushed_since_ns = self._clock.now_ns()
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
@@ -139,11 +137,6 @@ class Log:
     def saved_high_watermark(self) -> int:
         """The high watermark as last saved; 0 when none was."""
         return min(self._positions.saved.high_watermark, self.log_end)
-
-    @property
-    def unflushed_records(self) -> int:
-        """Records that no fdatasync has covered yet; `unflushed_since_ns` is when the oldest of them came."""
-        return self.log_end - self.durable_end
 
     def configure(self, config: TopicConfig) -> None:
         """Take changed topic settings; the active segment follows the new sizes at once."""
@@ -180,12 +173,9 @@ class Log:
             if segment.store.is_spoilt:
                 self.failure = error
             raise
-        now_ns = self._clock.now_ns()
-        if self.durable_end == base_offset:
-            self.unflushed_since_ns = now_ns
         self.log_end = next_offset
         segments.size_bytes += size_bytes
-        self.last_append_ns = now_ns
+        self.last_append_ns = self._clock.now_ns()
 
     def _begin_writing(self, epoch: int) -> None:
         """Before the first batch of an epoch or of a segment: names and epoch are in place."""
@@ -250,15 +240,6 @@ class Log:
 
     # --- durability --------------------------------------------------------------------------------------------------
 
-    def flush_due(self, now_ns: int) -> bool:
-        """Whether the topic's flush settings, or a sealed segment that was never synced, ask for a flush."""
-        if self.durable_end == self.log_end:
-            return False
-        if self.active_base > self.durable_end:
-            return True
-        count, age_ms = self._segments.config.flush_messages, self._segments.config.flush_ms
-        return 0 < count <= self.unflushed_records or 0 <= age_ms * NS_PER_MS <= now_ns - self.unflushed_since_ns
-
     def begin_flush(self) -> FlushJob:
         """A job that makes durable what was appended so far, or the oldest part of it where very many segments wait.
 
@@ -266,7 +247,7 @@ class Log:
         self._check_usable()
         self.epochs.save()
         epochs = None if self.epochs.is_durable else self.epochs
-        job = FlushJob(self._files, epochs, end_offset=self.durable_end, began_ns=self._clock.now_ns())
+        job = FlushJob(self._files, epochs, end_offset=self.durable_end)
         waiting = (segment for segment in self._segments if segment.next_offset > self.durable_end)
         for segment in islice(waiting, FLUSH_SEGMENTS_MAX):
             job.add(segment.store.fd(), segment.next_offset)
@@ -280,7 +261,6 @@ class Log:
         self.epochs.note_synced(job.epochs_version)
         if job.end_offset > self.durable_end:
             self.durable_end = job.end_offset
-            self.unflushed_since_ns = job.began_ns
             self._save_positions(self._positions.saved.high_watermark)
         return self.durable_end
 
