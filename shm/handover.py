@@ -13,6 +13,7 @@ descriptors that nobody took are closed. Nothing is left in the file system but 
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import secrets
@@ -185,25 +186,37 @@ class LaneListener:
             connection.setblocking(False)
             pid, uid = _credentials(connection)
             if len(self._pending) >= PENDING_MAX:
-                connection.close()
+                self._turn_away(connection)
                 continue
             deadline_ns = now_ns + EXCHANGE_TIMEOUT_MS * NS_PER_MS
             self._pending[connection.fileno()] = _Pending(connection, pid, uid, deadline_ns)
             self._epoll.register(connection, select.EPOLLIN)
 
     def _turn_one_away(self) -> bool:
-        """No descriptor is left: take the first in the queue by the spare one and hang up. Otherwise the listener would
-        stay readable, and the loop never sleep. Whoever is turned away uses messages."""
+        """No descriptor is left: take the first in the queue by the spare one and turn it away. Otherwise the listener
+        would stay readable, and the loop never sleep. Whoever is turned away uses messages."""
         if self._spare_fd >= 0:
             os.close(self._spare_fd)
             self._spare_fd = -1
         try:
             connection, _ = self._listener.accept()
-            connection.close()
+            self._turn_away(connection)
             self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
         return True
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        """Say so and hang up: to whom nobody says anything, this process has ended."""
+        with contextlib.suppress(OSError):
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                connection.recv(_REQUEST.size)
+            _send(connection, self._refusal(LaneRefusedError.code), [])
+        connection.close()
+
+    def _refusal(self, error: int) -> bytes:
+        return _REPLY.pack(_REPLY_MAGIC, _VERSION, error, 0, 0, self._incarnation)
 
     def _drop(self, pending: _Pending) -> None:
         del self._pending[pending.connection.fileno()]
@@ -219,7 +232,7 @@ class LaneListener:
             if lane is None and is_cut and not descriptors:
                 error = TooManyOpenFilesError.code
             if lane is None:
-                _send(pending.connection, _REPLY.pack(_REPLY_MAGIC, _VERSION, error, 0, 0, self._incarnation), [])
+                _send(pending.connection, self._refusal(error), [])
                 return None
             reply = _REPLY.pack(_REPLY_MAGIC, _VERSION, 0, lane.number, 0, self._incarnation)
             try:
@@ -265,9 +278,9 @@ def open_lane(
 ) -> tuple[Lane, int]:
     """The client's side: exchange the token for (lane, write end of the worker's doorbell). The caller closes both.
 
-    Raises BrokerNotAvailableError when nobody listens, RequestTimedOutError, LaneRefusedError for a token that is used
-    or expired or from a worker that has no room, ClusterAuthorizationFailedError when the worker runs as another user
-    than `worker_uid` (default: ours).
+    Raises BrokerNotAvailableError when nobody listens or the worker ends meanwhile, RequestTimedOutError,
+    LaneRefusedError for a token that is used or expired or from a worker that has no room,
+    ClusterAuthorizationFailedError when the worker runs as another user than `worker_uid` (default: ours).
     """
     expected_uid = os.getuid() if worker_uid is None else worker_uid
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -277,12 +290,11 @@ def open_lane(
             _, uid = _credentials(connection)
             if uid != expected_uid:
                 raise ClusterAuthorizationFailedError(f"{path} is served by uid {uid}, not {expected_uid}")
-            _send(connection, _REQUEST.pack(_REQUEST_MAGIC, _VERSION, 0, token), [doorbell_write_fd])
-            data, descriptors, _ = _receive(connection, _REPLY.size)
+            data, descriptors = _exchange(
+                connection, _REQUEST.pack(_REQUEST_MAGIC, _VERSION, 0, token), doorbell_write_fd
+            )
         except TimeoutError as error:
             raise RequestTimedOutError(f"{path} handed over no lane within {timeout_ms} ms") from error
-        except (ConnectionResetError, BrokenPipeError) as error:
-            raise LaneRefusedError("the worker turned the connection away") from error
         except OSError as error:
             raise BrokerNotAvailableError(f"{path}: {error.strerror}") from error
     try:
@@ -299,9 +311,20 @@ def open_lane(
         raise
 
 
+def _exchange(connection: socket.socket, request: bytes, descriptor: int) -> tuple[bytes, list[int]]:
+    """The reply, with its descriptors, also of a worker that had hung up before it got all of this."""
+    with contextlib.suppress(BrokenPipeError):
+        _send(connection, request, [descriptor])
+    try:
+        data, descriptors, _ = _receive(connection, _REPLY.size)
+    except ConnectionResetError:  # says that the request was not read; the reply lies behind it, if there is one
+        data, descriptors, _ = _receive(connection, _REPLY.size)
+    return data, descriptors
+
+
 def _check_reply(data: bytes, descriptors: list[int]) -> None:
     if not data:
-        raise LaneRefusedError("the worker closed the connection")
+        raise BrokerNotAvailableError("the worker has ended")
     if len(data) != _REPLY.size:
         raise InvalidRequestError(f"a lane reply of {len(data)} bytes")
     magic, version, error, _, _, _ = _REPLY.unpack(data)

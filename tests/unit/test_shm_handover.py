@@ -22,6 +22,7 @@ from zbroker.errors import (
     InvalidRequestError,
     LaneRefusedError,
     RequestTimedOutError,
+    TooManyOpenFilesError,
 )
 from zbroker.shm import handover
 from zbroker.shm.doorbell import Doorbell
@@ -215,25 +216,70 @@ def test_memory_that_is_not_sealed_is_not_taken_from_anybody(tmp_path: Path) -> 
     bell.close()
 
 
-def test_who_is_turned_away_hears_that_there_is_no_lane(tmp_path: Path) -> None:
-    """As by a worker that has no descriptor left, after the request has come or before."""
-    path, bell = tmp_path / "full.sock", Doorbell()
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_worker_that_ends_during_the_exchange_is_not_one_that_refuses(tmp_path: Path, reads: bool) -> None:
+    """Its end closes the connection, with or without the request in it; with transport='shm' only a refusal is said."""
+    path, bell = tmp_path / "dying.sock", Doorbell()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(str(path))
         server.listen()
 
-        def turn_away() -> None:
-            for reads in (True, False):
-                connection, _ = server.accept()
-                select.select([connection], [], [], 10 if reads else 0)
-                connection.close()
+        def end() -> None:
+            connection, _ = server.accept()
+            with connection:
+                select.select([connection], [], [], 10)
+                if reads:
+                    for received in handover._receive(connection, 64)[1]:
+                        os.close(received)
 
-        thread = threading.Thread(target=turn_away)
+        thread = threading.Thread(target=end)
         thread.start()
-        for _ in range(2):
-            with pytest.raises(LaneRefusedError):
-                open_lane(path, TOKEN, bell.write_fd)
+        with pytest.raises(BrokerNotAvailableError):
+            open_lane(path, TOKEN, bell.write_fd)
         thread.join()
+    bell.close()
+
+
+FULL = """
+import os, resource, select, sys
+from pathlib import Path
+from zbroker.shm.doorbell import Doorbell
+from zbroker.shm.handover import LaneListener
+bell = Doorbell()
+listener = LaneListener(Path(sys.argv[1]), bell.write_fd, 77)
+poll = select.poll()
+poll.register(0, select.POLLIN)
+poll.register(listener.fileno(), select.POLLIN)
+first_free = os.dup(0)
+os.close(first_free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, first_free))
+print("ready", flush=True)
+while not any(fd == 0 for fd, _ in poll.poll()):
+    assert listener.accept(0) == []
+"""
+
+
+def test_who_is_turned_away_hears_that_there_is_no_lane(tmp_path: Path) -> None:
+    """By a worker that has no descriptor left: whether it hangs up before the request has come or after it."""
+    path, bell = tmp_path / "full.sock", Doorbell()
+    with subprocess.Popen(
+        [sys.executable, "-c", FULL, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stdin is not None
+        try:
+            assert worker.stdout.readline() == b"ready\n"
+            said = set()
+            for _ in range(20):
+                with pytest.raises(BrokerError) as caught:
+                    open_lane(path, TOKEN, bell.write_fd)
+                said.add(type(caught.value))
+            # Where it has room for the connection alone it says what it has no room for.
+            assert said == {LaneRefusedError, TooManyOpenFilesError}
+            worker.stdin.close()
+            assert worker.wait(timeout=10) == 0
+        finally:
+            worker.kill()
     bell.close()
 
 
@@ -253,7 +299,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
 assert listener.accept(0) == []
 assert listener._epoll.poll(0) == [], "the listener is still readable"
 for client in clients:
-    assert client.recv(1) == b"", "not turned away"
+    assert client.recv(100)[:4] == b"zBLr", "not turned away"
+    assert client.recv(100) == b""
 listener.close()
 bell.close()
 """
