@@ -66,14 +66,15 @@ def run(target: Target, directory: Path, **changes: object) -> ChaosReport:
 def test_t16_random_processes_are_killed_and_nothing_is_lost_doubled_or_reordered(
     target: Target, tmp_path: Path
 ) -> None:
-    report = run(target, tmp_path, duration_s=75.0, fault_interval_s=1.0, pauses=0, faults_max=60)
+    report = run(target, tmp_path, duration_s=75.0, fault_interval_s=1.0, pauses=0, faults_min=20, faults_max=60)
     assert sum(report.faults.values()) >= 20, report
     assert not report.refusals, "a producer was shown an error"
 
 
 @pytest.mark.timeout(300)
 def test_t17_random_processes_are_paused_and_a_woken_leader_harms_nobody(target: Target, tmp_path: Path) -> None:
-    report = run(target, tmp_path, duration_s=45.0, fault_interval_s=2.5, kills=0, pauses=1, faults_max=15)
+    plan = {"duration_s": 45.0, "fault_interval_s": 2.5, "kills": 0, "pauses": 1, "faults_min": 5, "faults_max": 15}
+    report = run(target, tmp_path, **plan)
     assert sum(report.faults.values()) >= 5, report
 
 
@@ -82,7 +83,15 @@ def test_t19_processes_are_restarted_one_after_the_other_and_no_client_is_shown_
     target: Target, tmp_path: Path
 ) -> None:
     report = run(
-        target, tmp_path, duration_s=20.0, fault_interval_s=1.5, kills=0, pauses=0, restarts=1, roles=BROKER_ROLES
+        target,
+        tmp_path,
+        duration_s=20.0,
+        fault_interval_s=1.5,
+        kills=0,
+        pauses=0,
+        restarts=1,
+        faults_min=3,
+        roles=BROKER_ROLES,
     )
     assert sum(report.faults.values()) >= 3, report
     assert not report.refusals, "a producer was shown an error"
@@ -103,6 +112,7 @@ def test_t25_copies_are_moved_and_processes_emptied_under_load_with_kills_and_re
         kills=1,
         pauses=0,
         restarts=1,
+        faults_min=3,
         move_interval_s=0.05,
     )
     assert report.moves.get("move", 0) >= 5, report
@@ -113,7 +123,15 @@ def test_t25_copies_are_moved_and_processes_emptied_under_load_with_kills_and_re
 @pytest.mark.timeout(300)
 def test_t28_kills_pauses_restarts_and_moves_at_once(target: Target, tmp_path: Path) -> None:
     report = run(
-        target, tmp_path, duration_s=15.0, kills=3, pauses=1, restarts=1, move_interval_s=0.2, records_per_s=1_500
+        target,
+        tmp_path,
+        duration_s=15.0,
+        kills=3,
+        pauses=1,
+        restarts=1,
+        faults_min=5,
+        move_interval_s=0.2,
+        records_per_s=1_500,
     )
     assert sum(report.faults.values()) >= 5, report
     assert report.moves, report

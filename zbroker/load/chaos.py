@@ -131,7 +131,7 @@ def _create_topics(plan: Plan, target: Target) -> list[tuple[str, int]]:
 def _strike(plan: Plan, rng: random.Random, target: Target, crew: Crew, faults: Faults, watch: Watch) -> None:
     start_s = time.monotonic()
     next_s = start_s + 2 * plan.fault_interval_s
-    while (now_s := time.monotonic()) < start_s + plan.duration_s:
+    while (now_s := time.monotonic()) < start_s + plan.duration_s or len(faults.done) < plan.faults_min:
         if plan.faults_max and len(faults.done) >= plan.faults_max:
             break
         faults.wake_due()
@@ -142,7 +142,7 @@ def _strike(plan: Plan, rng: random.Random, target: Target, crew: Crew, faults: 
                 next_s += plan.fault_interval_s
             fault = faults.strike({**broker_processes(target.boards_dir), **crew.processes()})
             if fault is not None:
-                watch(f"{fault.kind} {fault.name}", (now_s - start_s) / plan.duration_s)
+                watch(f"{fault.kind} {fault.name}", min(1.0, (now_s - start_s) / plan.duration_s))
         time.sleep(0.02)
 
 

@@ -15,6 +15,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     With `move_interval_s` copies are moved all the while, one request after another with that pause; `drains` and
     `elections` are the shares of requests that empty a process or send leaders back, to 8 that move one copy.
+
+    Faults come at random moments: a run with `faults_min` takes longer until there were so many, one with `faults_max`
+    ends with the last.
     """
 
     seed: int
@@ -24,6 +27,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     pauses: int = 1
     restarts: int = 0
     pause_max_s: float = 3.0
+    faults_min: int = 0
     faults_max: int = 0
     move_interval_s: float = 0.0
     drains: int = 1
