@@ -274,8 +274,9 @@ def test_who_is_turned_away_hears_that_there_is_no_lane(tmp_path: Path) -> None:
                 with pytest.raises(BrokerError) as caught:
                     open_lane(path, TOKEN, bell.write_fd)
                 said.add(type(caught.value))
-            # Where it has room for the connection alone it says what it has no room for.
-            assert said == {LaneRefusedError, TooManyOpenFilesError}
+            # The first finds no room. Of the others some may find room for the connection, and none for its descriptor.
+            assert LaneRefusedError in said
+            assert said <= {LaneRefusedError, TooManyOpenFilesError}
             worker.stdin.close()
             assert worker.wait(timeout=10) == 0
         finally:
