@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-from tests.conditions import wait_until, wait_until_stopped
+from tests.conditions import wait_until_stopped
 from tests.consuming import broker_with_tcp, make_topic, settings_for
+from tests.forwarding import DEADLINE_MS, wait_until_forwarded
 from zbroker import ids
 from zbroker.client.admin import AdminClient
 from zbroker.client.connection import Connection
 from zbroker.client.producer import Producer
 from zbroker.client.settings import ConnectionSettings, read_settings
-from zbroker.errors import BrokerNotAvailableError, InvalidRequestError, NotLeaderForPartitionError
+from zbroker.errors import BrokerNotAvailableError, NotLeaderForPartitionError
 from zbroker.testing import Broker
 from zbroker.wire.codec import encode
 from zbroker.wire.layout import Api
 from zbroker.wire.messages import ListOffsetsRequest
 
-DEADLINE_MS = 60_000  # of the askers: none of them is to need it
 WAIT_S = 30.0
 
 
@@ -46,14 +46,6 @@ def stop(broker: Broker, name: str) -> int:
     pid = broker.signal(name, signal.SIGSTOP)
     wait_until_stopped(pid)
     return pid
-
-
-def wait_until_forwarded(connection: Connection) -> None:
-    """Wait until a process has what another thread asks it over this connection: the router takes requests in their
-    order, and answers one that nobody answers."""
-    wait_until(lambda: len(connection._unanswered) > 0, what="the request")
-    with pytest.raises(InvalidRequestError, match="does not answer"):
-        connection.request(ids.ROUTER, Api.METADATA, [b""], timeout_ms=DEADLINE_MS)
 
 
 def test_a_request_to_a_worker_that_is_killed_is_answered_at_once(

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.conditions import wait_until, wait_until_stopped
+from tests.conditions import wait_until_stopped
 from tests.consuming import broker_with_tcp, make_topic, numbers, read_values, settings_for
 from tests.cut_connections import cut
+from tests.forwarding import DEADLINE_MS, wait_until_forwarded
 from zbroker import ids
 from zbroker.client.admin import AdminClient
 from zbroker.client.connection import Connection
@@ -26,14 +27,11 @@ from zbroker.client.producer import Producer
 from zbroker.client.settings import ConnectionSettings, read_settings
 from zbroker.errors import BrokerNotAvailableError, NotLeaderForPartitionError
 from zbroker.ids import TopicPartition
-from zbroker.shm.board_reader import BoardReader
-from zbroker.shm.layout import Counter
 from zbroker.testing import Broker
 from zbroker.wire.codec import encode
 from zbroker.wire.layout import Api
 from zbroker.wire.messages import DescribeConfigs, ListOffsetsRequest
 
-DEADLINE_MS = 60_000  # of the askers: none of them is to need it
 WAIT_S = 30.0
 WORKER = ids.worker_number(0)
 ASKED = {
@@ -65,14 +63,6 @@ def stopped(broker: Broker, name: str) -> Iterator[int]:
         os.kill(pid, signal.SIGCONT)
 
 
-def forwarded(broker: Broker) -> int:
-    """How many messages the router has forwarded."""
-    board = BoardReader.find(broker.paths.boards_dir, "router")
-    assert board is not None
-    with contextlib.closing(board):
-        return board.counter(Counter.MESSAGES_FORWARDED)
-
-
 @pytest.mark.parametrize("name", ASKED)
 def test_a_process_whose_connection_broke_is_reached_again(
     served: tuple[Broker, str], way: dict[str, Any], name: str
@@ -97,9 +87,8 @@ def test_what_a_worker_was_asked_when_its_connection_broke_is_answered_by_the_ro
     with contextlib.closing(connection), ThreadPoolExecutor(1) as asker:
         connection.request(number, api, [body])  # it is there
         with stopped(broker, "worker-0") as worker:
-            before = forwarded(broker)
             asked = asker.submit(connection.request, number, api, [body], timeout_ms=DEADLINE_MS, repeats=False)
-            wait_until(lambda: forwarded(broker) > before, what="the request to be forwarded")
+            wait_until_forwarded(connection)
             if lost == "request":
                 assert cut(worker, broker.paths.run_dir / "back", swallow=True) == 1
             else:
@@ -118,9 +107,8 @@ def test_what_a_coordinator_may_have_done_when_its_connection_broke_is_told_and_
     with AdminClient(way) as admin, ThreadPoolExecutor(1) as asker:
         admin.list_topics()  # it is there
         with stopped(broker, "coordinator") as coordinator:
-            before = forwarded(broker)
             asked = asker.submit(admin.create_topics, ["never"], timeout_ms=DEADLINE_MS)
-            wait_until(lambda: forwarded(broker) > before, what="the request to be forwarded")
+            wait_until_forwarded(admin._connection)
             assert cut(coordinator, broker.paths.run_dir / "back", swallow=True) == 1
         with pytest.raises(BrokerNotAvailableError, match="the coordinator has lost its connection while it was"):
             asked.result(WAIT_S)

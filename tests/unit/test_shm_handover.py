@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -190,28 +191,41 @@ def test_a_worker_that_hangs_is_a_timeout_and_not_a_hang(exchange: Exchange) -> 
     assert [exchange.listener.accept(0), exchange.listener.accept(0)] == [[], []], "nobody is there to take the lane"
 
 
+@contextmanager
+def played_worker(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[None]:
+    """One client is served like this, by a thread, and hung up on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def run() -> None:
+            connection, _ = server.accept()
+            with connection:
+                serve(connection)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        yield
+        thread.join()
+
+
+def take_request(connection: socket.socket) -> None:
+    for received in handover._receive(connection, 64)[1]:
+        os.close(received)
+
+
 def test_memory_that_is_not_sealed_is_not_taken_from_anybody(tmp_path: Path) -> None:
     """T42: a false worker cannot hand out memory that it could shrink under the client."""
     path, bell = tmp_path / "false.sock", Doorbell()
     fd = os.memfd_create("false", os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, 12288)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.bind(str(path))
-        server.listen()
 
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                _, descriptors, _ = handover._receive(connection, 64)
-                for received in descriptors:
-                    os.close(received)
-                handover._send(connection, handover._REPLY.pack(b"zBLr", 1, 0, 1, 0, 77), [fd, bell.write_fd])
+    def serve(connection: socket.socket) -> None:
+        take_request(connection)
+        handover._send(connection, handover._REPLY.pack(b"zBLr", 1, 0, 1, 0, 77), [fd, bell.write_fd])
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with pytest.raises(InvalidRequestError, match="not sealed"):
-            open_lane(path, TOKEN, bell.write_fd)
-        thread.join()
+    with played_worker(path, serve), pytest.raises(InvalidRequestError, match="not sealed"):
+        open_lane(path, TOKEN, bell.write_fd)
     os.close(fd)
     bell.close()
 
@@ -220,23 +234,14 @@ def test_memory_that_is_not_sealed_is_not_taken_from_anybody(tmp_path: Path) -> 
 def test_a_worker_that_ends_during_the_exchange_is_not_one_that_refuses(tmp_path: Path, reads: bool) -> None:
     """Its end closes the connection, with or without the request in it; with transport='shm' only a refusal is said."""
     path, bell = tmp_path / "dying.sock", Doorbell()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.bind(str(path))
-        server.listen()
 
-        def end() -> None:
-            connection, _ = server.accept()
-            with connection:
-                select.select([connection], [], [], 10)
-                if reads:
-                    for received in handover._receive(connection, 64)[1]:
-                        os.close(received)
+    def end(connection: socket.socket) -> None:
+        select.select([connection], [], [], 10)
+        if reads:
+            take_request(connection)
 
-        thread = threading.Thread(target=end)
-        thread.start()
-        with pytest.raises(BrokerNotAvailableError):
-            open_lane(path, TOKEN, bell.write_fd)
-        thread.join()
+    with played_worker(path, end), pytest.raises(BrokerNotAvailableError):
+        open_lane(path, TOKEN, bell.write_fd)
     bell.close()
 
 

@@ -65,6 +65,16 @@ class PlayedRouter:
             else:
                 self.asked.append(header)
 
+    def turn_until(self, loop: Loop, is_true: Callable[[], bool]) -> None:
+        """Play, and turn the loop of who talks to it, until something is true."""
+
+        def turn() -> bool:
+            self.take()
+            loop.run_once(5)
+            return is_true()
+
+        wait_until(turn)
+
     def close(self) -> None:
         self._socket.close()
         self._context.close()
@@ -80,24 +90,16 @@ def test_calls_through_a_router_that_died_end_when_the_next_one_is_there(tmp_pat
         message_max_bytes=1 << 20, on_request=lambda frames: None,
     )  # fmt: skip
 
-    def turn_until(is_true: Callable[[], bool]) -> None:
-        def turn() -> bool:
-            router.take()
-            loop.run_once(5)
-            return is_true()
-
-        wait_until(turn)
-
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as first:
         router.incarnation = ids.incarnation_of(first.pid)
-        turn_until(lambda: link.is_welcome)
+        router.turn_until(loop, lambda: link.is_welcome)
         link.call(ids.COORDINATOR, Api.REGISTER, Done(), lambda error, _: errors.append(error), timeout_ms=600_000)
-        turn_until(lambda: len(router.asked) == 1)
+        router.turn_until(loop, lambda: len(router.asked) == 1)
         first.kill()
-        turn_until(lambda: not link.is_welcome)
+        router.turn_until(loop, lambda: not link.is_welcome)
         assert errors == []
     router.incarnation = ids.own_incarnation()
-    turn_until(lambda: bool(errors))
+    router.turn_until(loop, lambda: bool(errors))
     assert link.is_welcome
     assert isinstance(errors[0], RequestTimedOutError)
     link.close()
@@ -117,26 +119,18 @@ def test_a_process_that_loses_its_connection_to_a_living_router_begins_again(tmp
         message_max_bytes=1 << 20, on_request=lambda frames: None, on_welcome=lambda: welcomes.append(1),
     )  # fmt: skip
 
-    def turn_until(is_true: Callable[[], bool]) -> None:
-        def turn() -> bool:
-            router.take()
-            loop.run_once(5)
-            return is_true()
-
-        wait_until(turn)
-
-    turn_until(lambda: link.is_welcome)
+    router.turn_until(loop, lambda: link.is_welcome)
     link.call(ids.COORDINATOR, Api.REGISTER, Done(), lambda error, _: errors.append(error), timeout_ms=600_000)
-    turn_until(lambda: len(router.asked) == 1)
+    router.turn_until(loop, lambda: len(router.asked) == 1)
     router.close()
     router = PlayedRouter(endpoint)
     router.incarnation = ids.own_incarnation()
     router.greets_late = True
-    turn_until(lambda: len(router.hellos) >= 3)
+    router.turn_until(loop, lambda: len(router.hellos) >= 3)
     assert not link.is_welcome, "what answers a hello by the connection before says nothing of this one"
     assert (len(welcomes), errors) == (1, [])
     router.greets_late = False
-    turn_until(lambda: link.is_welcome)
+    router.turn_until(loop, lambda: link.is_welcome)
     assert len(welcomes) == 2
     assert isinstance(errors[0], RequestTimedOutError)
     link.close()
