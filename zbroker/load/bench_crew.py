@@ -18,7 +18,7 @@ from typing import IO, Final
 import msgspec
 
 from zbroker.load.bench_task import Outcome, Progress, Task
-from zbroker.load.child import command_of
+from zbroker.load.child import start
 from zbroker.load.histogram import Histogram
 from zbroker.load.usage import Usage, broker_usage, used_between
 
@@ -87,9 +87,7 @@ def _started(tasks: Sequence[Task], errors: IO[bytes]) -> Iterator[dict[str, sub
     try:
         for task in tasks:
             assert task.name not in running, task.name
-            command = command_of("zbroker.load.bench_process", task)
-            pipe = subprocess.PIPE
-            running[task.name] = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, process_group=0)
+            running[task.name] = start("zbroker.load.bench_process", task, stdout=subprocess.PIPE, stderr=errors)
         yield running
         for process in running.values():
             process.wait(END_TIMEOUT_S)  # each has said all that it had to say

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from zbroker import ids
 from zbroker.load.chaos_client import ACKNOWLEDGED, ASSIGNED, Task
-from zbroker.load.child import command_of
+from zbroker.load.child import start
 from zbroker.load.faults import Fault, role_of
 from zbroker.load.plan import ChaosError, Plan
 
@@ -88,8 +88,7 @@ class Crew:
         )
         self.paths[process] = path
         with (self._directory / f"{name}.log").open("wb") as errors:
-            command = command_of("zbroker.load.chaos_client", task)
-            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, stdout=errors, process_group=0)
+            return start("zbroker.load.chaos_client", task, stdout=errors, stderr=errors)
 
     def processes(self) -> dict[str, int]:
         """name -> incarnation of the clients that live."""

@@ -19,7 +19,7 @@ import msgspec
 import psutil
 
 from zbroker.client.admin import AdminClient, NewTopic
-from zbroker.load.child import command_of
+from zbroker.load.child import start
 from zbroker.load.demo_process import Findings, Progress, Task
 from zbroker.load.histogram import Histogram
 from zbroker.load.order_check import OrderCheck
@@ -91,9 +91,7 @@ def _processes(tasks: Mapping[str, Task]) -> Iterator[dict[str, subprocess.Popen
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, task in tasks.items():
-            command = command_of("zbroker.load.demo_process", task)
-            pipe = subprocess.PIPE
-            running[name] = subprocess.Popen(command, stdin=pipe, stdout=pipe, process_group=0)
+            running[name] = start("zbroker.load.demo_process", task, stdout=subprocess.PIPE)
         yield running
     finally:
         for process in running.values():

@@ -17,7 +17,7 @@ import msgspec
 from zbroker.check.findings import Contract, Report
 from zbroker.check.groups import check_groups
 from zbroker.check.history import Call, Kind, Op, Read
-from zbroker.load.child import command_of
+from zbroker.load.child import start
 from zbroker.load.group_client import COMMITTED, LEFT, LOST, READ, READY, REFUSED, REVOKED, TAKEN, Task
 
 NEVER_NS: Final = (1 << 63) - 1
@@ -163,8 +163,7 @@ class GroupCrew:
         path = self._directory / f"member-{number}.jsonl"
         path.touch()
         task = Task(str(path), self._topic, {**self._settings, **settings})
-        command = command_of("zbroker.load.group_client", task)
-        member = Member(number, path, subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0))
+        member = Member(number, path, start("zbroker.load.group_client", task))
         self.members.append(member)
         if goes:
             member.go()
