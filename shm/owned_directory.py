@@ -43,6 +43,11 @@ class OwnedDirectory:
             shutil.rmtree(path, ignore_errors=True)
             raise
 
+    @classmethod
+    def make_in_memory(cls, prefix: str) -> Self:
+        """One on tmpfs; where there is none, where temporary files belong. Raises StorageError."""
+        return cls.make(prefix, TMPFS_ROOT if TMPFS_ROOT.is_dir() else None)
+
     def remove(self) -> None:
         """Remove it, with what is in it. Doing so twice is doing it once."""
         lock, self._lock = self._lock, None

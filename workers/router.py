@@ -313,14 +313,12 @@ class Router:
         self._deliver(asker, [asker.routing_id, pack_reply(header, error.code), error.wire_text.encode()])
 
     def _process_ended(self, incarnation: int) -> list[bytes]:
-        for number in [number for number, known in self._processes.items() if known.incarnation == incarnation]:
-            del self._processes[number]
+        self._processes = {n: known for n, known in self._processes.items() if known.incarnation != incarnation}
         return self._forwarded.connections_of(incarnation)
 
     def _process_is_silent(self, connection: bytes) -> None:
         self._outbox.forget(Peer(BACK, connection))
-        for number in [number for number, known in self._processes.items() if known.peer.routing_id == connection]:
-            del self._processes[number]
+        self._processes = {n: known for n, known in self._processes.items() if known.peer.routing_id != connection}
         incarnation, owed = self._forwarded.of_dead(connection)
         what = "has lost its connection" if ids.is_alive(incarnation) else "has ended"
         for return_address, header in owed:

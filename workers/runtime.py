@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from zbroker import ids
 from zbroker.clock import Clock, HostClock
+from zbroker.config.load import differences
 from zbroker.config.paths import Paths, make_directories, paths_for
 from zbroker.config.schema import RELOADABLE, ServerConfig
 from zbroker.errors import BrokerError, ConfigError, DirectoryLockedError
@@ -169,13 +170,10 @@ class Role:
 
 def apply_reloadable(config: ServerConfig, fresh: ServerConfig) -> list[str]:
     """Take over into `config` what may change while a process runs. Returns the names of what did."""
-    changed = []
-    for name in sorted(RELOADABLE):
+    changed = sorted(RELOADABLE.intersection(differences(config, fresh)))
+    for name in changed:
         section, _, key = name.partition(".")
-        value = getattr(getattr(fresh, section), key)
-        if getattr(getattr(config, section), key) != value:
-            setattr(getattr(config, section), key, value)
-            changed.append(name)
+        setattr(getattr(config, section), key, getattr(getattr(fresh, section), key))
     return changed
 
 

@@ -9,7 +9,6 @@ import click
 from zbroker import ids
 from zbroker.cli.examples import examples
 from zbroker.cli.options import Options, pass_options, shared_options
-from zbroker.config.paths import TMPFS_ROOT
 from zbroker.config.presets import PRESETS
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import ConfigError
@@ -60,7 +59,7 @@ def serve(
         "workers.count": workers,
         "replicas.count": replicas,
     }
-    own = OwnedDirectory.make("zb-", TMPFS_ROOT if TMPFS_ROOT.is_dir() else None) if ephemeral else None
+    own = OwnedDirectory.make_in_memory("zb-") if ephemeral else None
     if own is not None:
         given |= {"broker.data_dir": str(own.path / "data"), "broker.run_dir": str(own.path / "run")}
     overrides = [f"{name}={value}" for name, value in given.items() if value is not None]

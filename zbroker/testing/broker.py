@@ -25,7 +25,7 @@ from typing import Any, Self
 import msgspec
 
 from zbroker.config.load import check
-from zbroker.config.paths import TMPFS_ROOT, Paths, paths_for
+from zbroker.config.paths import Paths, paths_for
 from zbroker.config.schema import ServerConfig
 from zbroker.errors import ConfigError
 from zbroker.shm.owned_directory import OwnedDirectory
@@ -60,8 +60,7 @@ class Broker:
         """
         self._temporary: OwnedDirectory | None = None
         if directory is None:
-            where = TMPFS_ROOT if TMPFS_ROOT.is_dir() else None
-            self._temporary = OwnedDirectory.make(f"zbt-{os.getpid()}-", where)
+            self._temporary = OwnedDirectory.make_in_memory(f"zbt-{os.getpid()}-")
             directory = self._temporary.path
         self.directory = directory
         try:
